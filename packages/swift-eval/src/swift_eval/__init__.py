@@ -1,0 +1,1 @@
+"""Benchmarks through EvalScope against a checkpoint or an endpoint."""

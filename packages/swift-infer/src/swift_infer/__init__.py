@@ -1,0 +1,1 @@
+"""Inference engines behind one protocol, batch and terminal chat, and an OpenAI-compatible server."""

@@ -1,0 +1,1 @@
+"""Preference and reinforcement learning losses, advantages and rewards."""

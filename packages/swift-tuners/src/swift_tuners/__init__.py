@@ -1,0 +1,1 @@
+"""LoRA and other light-weight ways to adapt a model, with merge."""

@@ -1,0 +1,1 @@
+"""Web page for training without code, generated from the config schema."""
