@@ -123,6 +123,10 @@ class EngineError(SwiftError, RuntimeError):
     """Raised by inference engines."""
 
 
+class RequestError(EngineError):
+    """Raised for a request that cannot be answered as it was asked, such as one longer than the context."""
+
+
 class LaunchError(SwiftError, RuntimeError):
     """Raised when worker processes cannot be started or one of them died."""
 

@@ -127,11 +127,34 @@ class RequestConfig:
 
 
 @dataclass(slots=True)
+class AssistantMessage:
+    """What the model said."""
+
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    tool_calls: list[dict[str, Any]] | None = None
+
+    def as_message(self) -> Message:
+        """Return the turn as chat templates take it, to go on with the conversation."""
+        message = Message(role=self.role, content=self.content or "")
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        return message
+
+
+@dataclass(slots=True)
 class ChatChoice:
-    """One answer."""
+    """One answer.
+
+    Attributes:
+        index: 0 to n - 1.
+        message: the answer without stop texts and special tokens.
+        finish_reason: `stop` at a stop token or stop text, `length` at `max_tokens` or a full context.
+        token_ids: ids as sampled, with the token that ended the answer.
+    """
 
     index: int
-    message: Message
+    message: AssistantMessage
     finish_reason: Literal["stop", "length", "abort"]
     token_ids: list[int] = field(default_factory=list[int])
 
@@ -159,9 +182,17 @@ class InferResponse:
 
 @dataclass(slots=True)
 class TextDelta:
-    """A piece of a streamed answer; the last piece carries the finish reason and the usage."""
+    """A piece of a streamed answer.
+
+    Attributes:
+        text: new text; never a part of a character.
+        index: answer it belongs to, 0 to n - 1.
+        finish_reason: set on the last piece of each answer.
+        usage: set on the last piece of the stream, for all answers together.
+    """
 
     text: str
+    index: int = 0
     finish_reason: Literal["stop", "length", "abort"] | None = None
     usage: Usage | None = None
 
