@@ -171,6 +171,15 @@ def tuner_flags() -> dict[str, list[Setting]]:
     return flags
 
 
+def fit(setting: Setting, value: Any) -> Any:
+    """Return a value in the shape its setting has: one item as a list of one, a bool where a word is wanted as that word."""
+    if setting.shape == "list" and value is not None and not isinstance(value, list | tuple):
+        return [value]
+    if setting.shape == "scalar" and isinstance(value, bool):
+        return str(value).lower()
+    return value
+
+
 class _Build:
     """Turns flat values into sections, collecting every problem."""
 
@@ -199,7 +208,7 @@ class _Build:
         leftover: dict[str, Any] = {}
         for name, value in merged.items():
             if name in settings:
-                buckets[settings[name].section][name] = value
+                buckets[settings[name].section][name] = fit(settings[name], value)
             else:
                 leftover[name] = value
         options = self._options(buckets, leftover)
@@ -228,8 +237,9 @@ class _Build:
             self.problems.append(Problem(self._where("tuner_type"), f"no tuner {tuner!r} is installed", fix))
             self._unknown(leftover, set())
             return None
-        own = {name: value for name, value in leftover.items() if name in tuner_settings(tuner)}
-        self._unknown({name: value for name, value in leftover.items() if name not in own}, set(tuner_settings(tuner)), tuner)
+        flags = tuner_settings(tuner)
+        own = {name: fit(flags[name], value) for name, value in leftover.items() if name in flags}
+        self._unknown({name: value for name, value in leftover.items() if name not in own}, set(flags), tuner)
         model = tuner_options_class(tuner)
         return self._validate(model, own) if model is not None else None
 
@@ -246,7 +256,9 @@ class _Build:
                     )
                 )
                 continue
-            near = nearest(name, [*self.cls.settings(), *further, *ALIASES])
+            known = [*self.cls.settings(), *further]
+            aliases = [alias for alias, target in ALIASES.items() if target in known]
+            near = list(dict.fromkeys(ALIASES.get(word, word) for word in nearest(name, [*known, *aliases])))
             fix = f"did you mean {' or '.join('--' + word for word in near)}?" if near else f"see `swift {self.cls.command} --help_all`"
             self.problems.append(Problem(self._where(name), "unknown setting", fix))
 

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 class Section(BaseModel):
     """A group of settings that one stage of the program reads. Construction has no effects."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=False, validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_default=False, validate_assignment=True, coerce_numbers_to_str=True, protected_namespaces=())
 
 
 def option(
