@@ -66,7 +66,7 @@ def get_uv() -> str:
     reasons = "\n".join(f"  - {text}" for text in said)
     raise SystemExit(
         f"error: uv could not be installed:\n{reasons}\n"
-        "fix: install uv yourself (https://docs.astral.sh/uv), or pip (for example `apt-get install python3-venv python3-pip`), and run this again"
+        "fix: install uv (https://docs.astral.sh/uv) or pip (such as `apt-get install python3-venv python3-pip`) and run this again"
     )
 
 
