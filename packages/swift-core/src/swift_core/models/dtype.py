@@ -45,8 +45,6 @@ def cpu_has_bfloat16() -> bool:
 
 def saved_dtype(folder: Path) -> torch.dtype:
     """Return the type that `config.json` names, or that of the largest share of the weights, or float32."""
-
-
     config = read_json(folder / "config.json")
     nested = [config, *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))]
     for part in nested:

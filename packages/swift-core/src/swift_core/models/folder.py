@@ -55,7 +55,10 @@ def weight_files(folder: Path) -> list[Path]:
         absent = [name for name in shards if not (folder / name).is_file()]
         if absent:
             names = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-            raise ModelError(f"{str(folder)!r} is incomplete: {len(absent)} of {len(shards)} weight files are missing: {names}", fix="fetch or copy the model again")
+            raise ModelError(
+                f"{str(folder)!r} is incomplete: {len(absent)} of {len(shards)} weight files are missing: {names}",
+                fix="fetch or copy the model again",
+            )
         return [folder / name for name in shards]
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if files:
@@ -88,7 +91,9 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file}: not a safetensors file or cut off ({error})", fix="fetch or copy the file again") from error
     if end != size:
-        raise ModelError(f"{file}: {size:,} bytes, but its header announces {end:,}: cut off or damaged", fix="fetch or copy the file again")
+        raise ModelError(
+            f"{file}: {size:,} bytes, but its header announces {end:,}: cut off or damaged", fix="fetch or copy the file again"
+        )
     return header
 
 

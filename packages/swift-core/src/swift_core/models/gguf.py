@@ -32,7 +32,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
                 trust_remote_code=False,
             )
         except (ValueError, OSError, RuntimeError, KeyError, NotImplementedError) as error:
-            raise ModelError(f"{file}: this GGUF file cannot be read as a model: {error}", fix="use a safetensors copy of the model") from error
+            raise ModelError(
+                f"{file}: this GGUF file cannot be read as a model: {error}", fix="use a safetensors copy of the model"
+            ) from error
         # The weights are plain now; the record of how they were packed would make the saved folder load wrongly.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

@@ -21,7 +21,15 @@ from swift_core.models.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
-_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx", "max_target_positions")
+_LENGTH_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "seq_length",
+    "max_seq_len",
+    "max_sequence_length",
+    "n_ctx",
+    "max_target_positions",
+)
 _PAD_NAMES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|PAD|>", "<|endoftext|>")
 _NO_LIMIT = 10**9
 
@@ -186,7 +194,9 @@ def _load_error(error: Exception, folder: Path, config: PretrainedConfig) -> Mod
         return ModelError(f"{str(folder)!r} needs a library that is not installed: {text}", fix="install it, or choose another --attn_impl")
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return ModelError(f"{str(folder)!r} does not fit into memory: {text}", fix="use a smaller model or --torch_dtype bfloat16")
-    return ModelError(f"{str(folder)!r} cannot be loaded: {text}", fix="check that the weights belong to config.json, or update transformers")
+    return ModelError(
+        f"{str(folder)!r} cannot be loaded: {text}", fix="check that the weights belong to config.json, or update transformers"
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -205,7 +215,9 @@ def _report_weights(model: PreTrainedModel, info: dict[str, Any], folder: Path) 
     if missing:
         logger.warning("%s: %d weights are not in the folder and start at random: %s", folder, len(missing), _few(missing))
     if unexpected:
-        logger.warning("%s: %d weights in the folder are not used by %s: %s", folder, len(unexpected), type(model).__name__, _few(unexpected))
+        logger.warning(
+            "%s: %d weights in the folder are not used by %s: %s", folder, len(unexpected), type(model).__name__, _few(unexpected)
+        )
 
 
 def _few(names: Iterable[str], count: int = 3) -> str:
@@ -224,7 +236,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokeni
     except Exception as error:  # the library raises many kinds, from its own code and from the tokenizer's
         raise _tokenizer_error(error, folder) from error
     if tokenizer.eos_token_id is None:
-        logger.warning("%s: the tokenizer has no eos token, so answers end at the token limit only; set eos_token in tokenizer_config.json", folder)
+        logger.warning(
+            "%s: the tokenizer has no eos token, so answers end at the token limit only; set eos_token in tokenizer_config.json", folder
+        )
     if tokenizer.pad_token_id is None:
         _set_pad_token(tokenizer, folder)
     return tokenizer
@@ -236,7 +250,8 @@ def _tokenizer_error(error: Exception, folder: Path) -> ModelError:
     names = {path.name for path in folder.glob("*")}
     if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json", "tekken.json", "spiece.model"}:
         return ModelError(
-            f"{str(folder)!r} holds no tokenizer (tokenizer.json or tokenizer.model)", fix="copy the tokenizer files of the model into the folder"
+            f"{str(folder)!r} holds no tokenizer (tokenizer.json or tokenizer.model)",
+            fix="copy the tokenizer files of the model into the folder",
         )
     return ModelError(f"{str(folder)!r}: the tokenizer cannot be read: {_one_line(error)}", fix="fetch or copy the tokenizer files again")
 
