@@ -1,0 +1,189 @@
+"""Samples to token ids within a length limit, and a report of what happened to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from swift_core.config.sections import TemplateSection
+from swift_core.errors import DataError, TemplateError
+from swift_core.protocols import EncodedSample, Sample
+from swift_core.templates.chat import ChatTemplate, MarkedText
+
+CHUNK = 512
+"""Texts that go through the tokenizer in one call."""
+
+
+@dataclass(slots=True)
+class EncodeReport:
+    """What became of the samples of a data set.
+
+    Attributes:
+        rows: samples given.
+        kept: encoded samples that can be trained, pieces counted each.
+        too_long: samples dropped because they exceed the limit.
+        truncated: samples cut to the limit.
+        split: samples cut into several pieces.
+        pieces: pieces these became.
+        all_masked: samples dropped because none of their tokens is trained.
+        bad: samples dropped because they could not be rendered or masked.
+        tokens: tokens of the kept samples.
+        trained_tokens: tokens of the kept samples that carry loss.
+        longest: length in tokens before any cut, and origin, of the longest sample.
+        lengths: length in tokens of every sample before any cut.
+        max_length: the limit, or None.
+        notes: remarks on masks, each with the number of samples concerned.
+        first_bad: message on the first sample counted in `bad`.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    too_long: int = 0
+    truncated: int = 0
+    split: int = 0
+    pieces: int = 0
+    all_masked: int = 0
+    bad: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: tuple[int, str] = (0, "")
+    lengths: list[int] = field(default_factory=list[int])
+    max_length: int | None = None
+    notes: Counter[str] = field(default_factory=Counter[str])
+    first_bad: str = ""
+
+    def summary(self) -> str:
+        """Return the counts as text, one line for each thing that happened."""
+        share = self.trained_tokens / self.tokens if self.tokens else 0.0
+        lines = [f"{self.kept:,} of {self.rows:,} samples kept: {self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.1%})"]
+        if self.split:
+            lines[0] = (
+                f"{self.kept:,} pieces of {self.rows:,} samples kept: {self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.1%})"
+            )
+        if self.longest[0]:
+            lines.append(f"longest sample: {self.longest[0]:,} tokens" + (f" ({self.longest[1]})" if self.longest[1] else ""))
+        counts = (
+            (self.too_long, f"dropped: longer than --max_length {self.max_length}"),
+            (self.truncated, f"cut to --max_length {self.max_length}"),
+            (self.split, f"split into {self.pieces:,} pieces of at most {self.max_length} tokens"),
+            (self.all_masked, "dropped: no token of them is trained"),
+            (self.bad, f"dropped: cannot be rendered; the first one: {self.first_bad}"),
+        )
+        lines += [f"{count:,} samples {what}" for count, what in counts if count]
+        lines += [f"{count:,} samples: {note}" for note, count in self.notes.most_common()]
+        return "\n".join(lines)
+
+
+def encode_samples(
+    samples: Sequence[Sample],
+    template: ChatTemplate,
+    section: TemplateSection,
+    *,
+    max_length: int | None,
+    on_bad_row: Literal["fail", "skip"] = "fail",
+) -> tuple[list[EncodedSample], EncodeReport]:
+    """Encode samples and bring them within the length limit.
+
+    Args:
+        samples: rows as read.
+        template: what renders and masks them.
+        section: gives the truncation strategy: `delete` drops long samples, `left` and `right` cut at that side, `split`
+            makes several samples of a long text.
+        max_length: limit in tokens, or None.
+        on_bad_row: `skip` drops and counts samples that cannot be rendered instead of raising.
+
+    Returns:
+        The samples that carry loss, in order, and the report.
+
+    Raises:
+        TemplateError: when a sample cannot be rendered or masked and `on_bad_row` is `fail`.
+        DataError: when nothing that can be trained is left.
+    """
+    if section.truncation_strategy == "split" and template.use_chat_template:
+        raise TemplateError(
+            "--truncation_strategy split works on plain text only", fix="use it with `swift pt`, or choose delete, left or right"
+        )
+    report = EncodeReport(rows=len(samples), max_length=max_length)
+    kept: list[EncodedSample] = []
+    for encoded in _encoded(samples, template, report, on_bad_row):
+        length = len(encoded)
+        report.lengths.append(length)
+        report.longest = max(report.longest, (length, encoded.origin), key=lambda pair: pair[0])
+        masked_before = encoded.trained_tokens == 0
+        pieces = [encoded] if masked_before else _within(encoded, max_length, section.truncation_strategy, report)
+        trained = [piece for piece in pieces if piece.trained_tokens]
+        report.all_masked += bool(pieces) and not trained
+        if pieces and not trained and not masked_before:
+            report.notes["no trained token is left after the cut to --max_length"] += 1
+        kept += trained
+    report.kept = len(kept)
+    report.tokens = sum(map(len, kept))
+    report.trained_tokens = sum(sample.trained_tokens for sample in kept)
+    if samples and not kept:
+        raise _nothing_left(samples, report)
+    return kept, report
+
+
+def _encoded(
+    samples: Sequence[Sample], template: ChatTemplate, report: EncodeReport, on_bad_row: Literal["fail", "skip"]
+) -> Iterator[EncodedSample]:
+    for start in range(0, len(samples), CHUNK):
+        chunk: list[MarkedText] = []
+        for sample in samples[start : start + CHUNK]:
+            try:
+                marked = template.mark(sample)
+            except TemplateError as error:
+                if on_bad_row == "fail":
+                    raise
+                report.first_bad = report.first_bad or error.message
+                report.bad += 1
+                continue
+            report.notes.update(set(marked.notes))
+            chunk.append(marked)
+        yield from template.tokenize(chunk)
+
+
+def _within(sample: EncodedSample, limit: int | None, strategy: str, report: EncodeReport) -> list[EncodedSample]:
+    if limit is None or len(sample) <= limit:
+        return [sample]
+    if strategy == "delete":
+        report.too_long += 1
+        return []
+    if strategy == "split":
+        pieces = [_cut(sample, start, start + limit) for start in range(0, len(sample), limit)]
+        report.split += 1
+        report.pieces += len(pieces)
+        return pieces
+    report.truncated += 1
+    return [_cut(sample, 0, limit) if strategy == "right" else _cut(sample, len(sample) - limit, len(sample))]
+
+
+def _cut(sample: EncodedSample, start: int, stop: int) -> EncodedSample:
+    return EncodedSample(sample.input_ids[start:stop], sample.labels[start:stop], sample.origin)
+
+
+def _nothing_left(samples: Sequence[Sample], report: EncodeReport) -> DataError:
+    location = samples[0].origin or None
+    if report.too_long and report.too_long >= report.all_masked:
+        shortest = min(report.lengths)
+        return DataError(
+            f"no sample is left: {report.too_long} of {report.rows} are longer than --max_length {report.max_length} "
+            f"(the shortest has {shortest} tokens)",
+            fix=f"--max_length {shortest} or more, or --truncation_strategy right",
+        )
+    if report.bad and not report.all_masked:
+        return DataError(f"no sample is left: all {report.bad} cannot be rendered; the first one: {report.first_bad}", location=location)
+    what = f"no token of the data set is trained: all {report.all_masked} samples are masked"
+    if any(note.startswith("no trained token") for note in report.notes):
+        fix = f"the answers lie beyond --max_length {report.max_length}: raise it, or --truncation_strategy delete or left"
+    elif not any(message["role"] == "assistant" for sample in samples for message in sample.messages):
+        fix = "no row has an assistant message: name the answer's column with --columns, or train every token with --loss_scale all"
+    elif any(message.get("loss") is False for sample in samples for message in sample.messages):
+        fix = "remove loss: false from the assistant messages that should be trained"
+    elif report.notes:
+        fix = f"most samples: {report.notes.most_common(1)[0][0]}; choose another --template"
+    else:
+        fix = "look at the rows with `swift data preview`; the answers may be empty"
+    return DataError(what, location=location, fix=fix)
