@@ -119,10 +119,8 @@ class Bench:
             raise SystemExit(f"the wheels do not build:\n{built.stderr}")
         for wheel in (self.folder / "wheels").glob("*.whl"):
             self.wheels[wheel.name.split("-")[0].replace("_", "-")] = wheel
-        exported = run(
-            [self.uv, "export", "--frozen", "--all-packages", "--no-emit-workspace", "--no-hashes", "--no-header", "--no-annotate"],
-            cwd=ROOT,
-        )
+        quiet = ["--no-hashes", "--no-header", "--no-annotate"]
+        exported = run([self.uv, "export", "--frozen", "--all-packages", "--no-emit-workspace", *quiet], cwd=ROOT)
         if exported.returncode != 0:
             raise SystemExit(f"uv.lock cannot be read:\n{exported.stderr}")
         # Ours must come from the wheels just built, whatever an index holds under these names.
