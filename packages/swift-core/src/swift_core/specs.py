@@ -94,6 +94,8 @@ class ModelSpec(Spec):
         ms_id: id on ModelScope, or empty.
         template: name of its prompt format in the template table.
         architectures: class names as `config.json` gives them.
+        kind: `llm`, `mllm`, `embedding`, `reranker` or `reward`.
+        task_type: what a checkpoint with a special head is for, such as `prm`, or empty.
     """
 
     target: str = "swift_core.models.loading:get_model_tokenizer"
@@ -103,16 +105,22 @@ class ModelSpec(Spec):
     template: str = ""
     architectures: tuple[str, ...] = ()
     kind: str = "llm"
+    task_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec(Spec):
     """A known data set.
 
+    A `target` other than the default is a `swift_core.data.sources.RowMaker`: it makes the rows itself.
+
     Attributes:
         hf_id: id on Hugging Face, or empty.
         ms_id: id on ModelScope, or empty.
         subsets: names of its subsets.
+        hub_subsets: subset -> its name on the hub, where that differs.
+        weak_subsets: subsets that `:all` leaves out.
+        views: subsets that are another subset reworked by code, which a table cannot do: listed, not loadable.
         split: splits that are joined for training.
         columns: renaming applied before a format is detected.
         task: derived label such as `sft` or `dpo`.
@@ -122,6 +130,9 @@ class DatasetSpec(Spec):
     hf_id: str = ""
     ms_id: str = ""
     subsets: tuple[str, ...] = ()
+    hub_subsets: dict[str, str] = field(default_factory=dict[str, str])
+    weak_subsets: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
     split: tuple[str, ...] = ("train",)
     columns: dict[str, str] = field(default_factory=dict[str, str])
     task: str = ""

@@ -1,0 +1,299 @@
+"""JSON lines, JSON arrays of any size and concatenated JSON objects, row by row, going on after broken ones."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator
+from json import JSONDecodeError
+from typing import Any, TextIO
+
+from swift_core.data.report import BadRow
+
+_CHUNK = 1 << 16
+_SPACE = re.compile(r"[ \t\n\r\ufeff]*")
+_WRAPPED = re.compile(r'[\s\ufeff]*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*(?=[{\]])')
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
+# A list under one of these names is a row's own content, not the rows of the file.
+_ROW_COLUMNS = frozenset(
+    {"messages", "conversation", "conversations", "history", "tools", "images", "videos", "audios", "prompt", "chosen", "rejected"}
+)
+# Faults that more text can cure are reported at the very end of the text, except that of an open string.
+_NEAR_END = 16
+
+Found = tuple[int, dict[str, Any] | BadRow]
+
+
+def _constant(word: str) -> float | None:
+    return None if word == "NaN" else math.copysign(math.inf, -1 if word.startswith("-") else 1)
+
+
+# strict=False lets raw tabs and line ends stand inside strings; NaN means missing, as data frames write it.
+_DECODER = json.JSONDecoder(strict=False, parse_constant=_constant)
+
+
+def undecodable(text: str) -> str | None:
+    """Say where a text holds bytes that are not UTF-8 (read as lone surrogates), or return None."""
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"byte 0x{ord(text[error.start]) & 0xFF:02x} at column {error.start + 1} is not UTF-8"
+    return None
+
+
+RECODE = "convert the file, for example: iconv -f GB18030 -t UTF-8 IN > OUT"
+
+
+def read_json(stream: TextIO, name: str) -> Iterator[Found]:
+    """Yield (line, values or BadRow) of a text that holds JSON in any of the accepted layouts.
+
+    One object a line, an array of objects, one object whose only key holds an array of objects, or objects one after another.
+    """
+    first, window = _first_line(stream)
+    if first is None:
+        return
+    if first.lstrip("\ufeff \t").startswith("["):
+        yield from _stream_rows(window, name, array=True)
+    elif _is_lines(window):
+        yield from _line_rows(window, name)
+    else:
+        wrapped = _WRAPPED.match(window.ahead(_CHUNK))
+        inside = wrapped is not None and wrapped[1] not in _ROW_COLUMNS
+        if wrapped and inside:
+            window.advance(wrapped.end())
+        yield from _stream_rows(window, name, array=inside, wrapped=inside)
+
+
+def _first_line(stream: TextIO) -> tuple[str | None, _Window]:
+    window = _Window(stream)
+    window.skip_space()
+    return (None, window) if window.at_end else (window.line_ahead(), window)
+
+
+def _is_lines(window: _Window) -> bool:
+    # One whole object in the first or second line means that lines are rows, even when the other one is broken.
+    lines = [line for line in window.lines_ahead(4) if line.strip()][:2]
+    return any(_whole_object(line, only=len(lines) == 1) for line in lines)
+
+
+def _whole_object(line: str, *, only: bool) -> bool:
+    try:
+        values, end = _DECODER.raw_decode(line.strip().lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        return False
+    rest = line.strip().lstrip("\ufeff")[end:].strip()
+    if not isinstance(values, dict) or rest not in ("", ","):
+        return False
+    if only and len(values) == 1:
+        key, inner = next(iter(values.items()))
+        return key in _ROW_COLUMNS or not (isinstance(inner, list) and all(isinstance(item, dict) for item in inner))
+    return True
+
+
+def _line_rows(window: _Window, name: str) -> Iterator[Found]:
+    for number, line in window.lines():
+        text = line.strip().lstrip("\ufeff")
+        if text:
+            yield number, parse_line(text, f"{name}:{number}")
+
+
+def parse_line(text: str, origin: str) -> dict[str, Any] | BadRow:
+    """Return the object on one line of JSON lines, or what is wrong with it."""
+    fault = undecodable(text)
+    if fault:
+        return BadRow(origin, fault, text, RECODE)
+    try:
+        values, end = _DECODER.raw_decode(text)
+    except JSONDecodeError as error:
+        return _broken(origin, text, error.msg, error.colno, near=text[max(0, error.pos - 20) : error.pos + 20], cut=_cut(error, text))
+    except (ValueError, RecursionError) as error:
+        return BadRow(origin, f"broken JSON: {error}", text)
+    if text[end:].strip() not in ("", ","):
+        return _broken(origin, text, "more text after the object", end + 1, near=text[end : end + 40], cut=False)
+    return _row(values, origin, text)
+
+
+def _cut(error: JSONDecodeError, text: str) -> bool:
+    return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+
+
+def _broken(origin: str, raw: str, message: str, column: int, *, near: str, cut: bool, line: int | None = None) -> BadRow:
+    where = f"line {line} column {column}" if line else f"column {column}"
+    shown = f", near {near.strip()!r}" if near.strip() else ""
+    return BadRow(origin, f"broken JSON at {where}: {message}{shown}", raw, "the row looks cut off: write it out again" if cut else "")
+
+
+def _row(values: Any, origin: str, raw: str) -> dict[str, Any] | BadRow:
+    if isinstance(values, dict):
+        return values
+    kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(values), "a number")
+    return BadRow(origin, f"the row is {kind}, not an object", raw, 'write one {"column": value} object for each row')
+
+
+def _stream_rows(window: _Window, name: str, *, array: bool, wrapped: bool = False) -> Iterator[Found]:
+    if array and not wrapped:
+        window.advance(1)
+    while True:
+        window.skip_space(commas=True)
+        if window.at_end:
+            if array:
+                yield (
+                    window.line,
+                    BadRow(f"{name}:{window.line}", "the file ends inside the list: ']' is missing", "", "write the file out again"),
+                )
+            return
+        if array and window.char == "]":
+            window.advance(1)
+            yield from _after_list(window, name, wrapped=wrapped)
+            return
+        yield _next_value(window, name)
+
+
+def _after_list(window: _Window, name: str, *, wrapped: bool) -> Iterator[Found]:
+    window.skip_space()
+    if wrapped and not window.at_end and window.char == "}":
+        window.advance(1)
+        window.skip_space()
+    if not window.at_end:
+        raw = window.ahead(200)
+        fix = "keep one list of rows in the file" if wrapped else "keep one list in the file, or one object for each line"
+        yield window.line, BadRow(f"{name}:{window.line}", f"more text after the list of rows: {raw[:40]!r}", raw, fix)
+
+
+def _next_value(window: _Window, name: str) -> Found:
+    line = window.line
+    origin = f"{name}:{line}"
+    while True:
+        try:
+            values, end = _DECODER.raw_decode(window.text, window.position)
+        except JSONDecodeError as error:
+            curable = error.msg.startswith("Unterminated string") or error.pos > len(window.text) - _NEAR_END
+            if curable and window.grow():
+                continue
+            return line, _skip_broken(window, origin, error)
+        except (ValueError, RecursionError) as error:
+            return line, BadRow(origin, f"broken JSON: {error}", window.pass_over(_next_start(window)))
+        if end == len(window.text) and not isinstance(values, dict) and window.grow():
+            continue  # a number may go on in the next piece of the file
+        raw = window.text[window.position : end]
+        window.advance(end - window.position)
+        fault = undecodable(raw)
+        return line, BadRow(origin, fault, raw, RECODE) if fault else _row(values, origin, raw)
+
+
+def _skip_broken(window: _Window, origin: str, error: JSONDecodeError) -> BadRow:
+    start = window.position
+    fault_line = window.line + window.text.count("\n", start, error.pos)
+    column = error.pos - window.text.rfind("\n", 0, error.pos)
+    near = window.text[max(start, error.pos - 20) : error.pos + 20]
+    raw = window.pass_over(_next_start(window))
+    return _broken(origin, raw, error.msg, column, near=near, cut=False, line=fault_line)
+
+
+def _next_start(window: _Window) -> int:
+    """Return where the row after a broken one starts, as an index into the window's text (its end if there is none)."""
+    text, start = window.text, window.position
+    margin = text[text.rfind("\n", 0, start) + 1 : start]
+    if margin.strip("[ \t") == "":
+        # Rows on lines of their own: the next line that opens an object with the same margin.
+        opening = re.compile(r"\n" + re.escape(margin.replace("[", "")) + r"(?=[{\]])")
+        while True:
+            found = opening.search(window.text, start + 1)
+            if found:
+                return found.end()
+            if not window.grow():
+                return len(window.text)
+    while window.grow():
+        pass
+    depth = 0
+    for token in _TOKEN.finditer(window.text, start):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
+        if depth <= 0 and token[0] in "}]":
+            return token.end() if depth == 0 else token.start()
+    return len(window.text)
+
+
+class _Window:
+    """A piece of a text stream that grows at the end and is forgotten at the start, with the line number of its position."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.text = ""
+        self.position = 0
+        self.line = 1
+        self._done = False
+
+    @property
+    def at_end(self) -> bool:
+        return self.position >= len(self.text) and not self.grow()
+
+    @property
+    def char(self) -> str:
+        return self.text[self.position]
+
+    def grow(self) -> bool:
+        """Read as much again as is waiting, so that a row of any size costs a linear number of characters."""
+        if self._done:
+            return False
+        if self.position > _CHUNK:
+            # Keep the start of the current line: the margin of a row tells where the next one starts.
+            keep = self.text.rfind("\n", 0, self.position) + 1
+            if self.position - keep > _CHUNK:
+                keep = self.position
+            self.text, self.position = self.text[keep:], self.position - keep
+        piece = self._stream.read(max(_CHUNK, len(self.text) - self.position))
+        self._done = not piece
+        self.text += piece
+        return bool(piece)
+
+    def ahead(self, count: int) -> str:
+        while len(self.text) - self.position < count and self.grow():
+            pass
+        return self.text[self.position : self.position + count]
+
+    def line_ahead(self) -> str:
+        return next(iter(self.lines_ahead(1)), "")
+
+    def lines_ahead(self, count: int) -> list[str]:
+        while self.text.count("\n", self.position) < count and self.grow():
+            pass
+        return list(itertools.islice(self.text[self.position :].split("\n"), count))
+
+    def advance(self, count: int) -> None:
+        self.line += self.text.count("\n", self.position, self.position + count)
+        self.position += count
+
+    def pass_over(self, end: int) -> str:
+        raw = self.text[self.position : end]
+        self.advance(end - self.position)
+        return raw
+
+    def skip_space(self, *, commas: bool = False) -> None:
+        while not self.at_end:
+            found = _SPACE.match(self.text, self.position)
+            self.advance(found.end() - self.position if found else 0)
+            if commas and self.position < len(self.text) and self.char == ",":
+                self.advance(1)
+            elif self.position < len(self.text):
+                return
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yield (number, text) of every line from the position on; the window is used up."""
+        number = self.line
+        rest = self.text[self.position :]
+        self.text, self.position = "", 0
+        pieces = rest.split("\n")
+        for line in pieces[:-1]:
+            yield number, line
+            number += 1
+        last = pieces[-1]
+        for line in self._stream:
+            yield number, last + line
+            last = ""
+            number += 1
+        if last:
+            yield number, last
