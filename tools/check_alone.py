@@ -51,6 +51,7 @@ CASES = (
     Case("swift-infer", "transformers,serve", absent=("peft", "gradio", "evalscope"), tests=True),
     Case("swift-eval", absent=("peft", "gradio"), tests=True),
     Case("swift-ui", absent=("torch", "transformers", "peft", "evalscope"), tests=True),
+    Case("swift-stack", light_only=True),
 )
 # What the unit tests of a package need beside the package: the test runner, and clients that play the other side.
 TEST_TOOLS = {"": ("pytest", "hypothesis"), "swift-infer": ("openai",)}
@@ -142,14 +143,15 @@ class Bench:
 
     def probe(self, case: Case, home: Path) -> list[str]:
         """Use what was installed; return what is wrong with it."""
-        member = self.members[case.dist]
         core = self.members["swift-core"]
-        names = list(member.light_modules() if case.light_only else member.modules())
-        if case.dist != "swift-core":
-            names = [*core.light_modules(), *names]
-        names = [name for name in names if not name.endswith("__main__")]
-        siblings = [other.module for other in self.members.values() if other not in (member, core)]
-        question = json.dumps([names, siblings, case.absent, [case.dist]])
+        # The meta-package has no modules; what it promises is that all the others are there.
+        held = [self.members[case.dist]] if case.dist in self.members else list(self.members.values())
+        names = set(core.light_modules())
+        for member in held:
+            names.update(member.light_modules() if case.light_only else member.modules())
+        names = {name for name in names if not name.endswith("__main__")}
+        siblings = [other.module for other in self.members.values() if other not in (core, *held)]
+        question = json.dumps([sorted(names), siblings, case.absent, [member.dist for member in held]])
         answer = run([str(home / "venv" / "bin" / "python"), "-c", PROBE, question], cwd=home, HF_HUB_OFFLINE="1")
         if answer.returncode != 0:
             return [f"the probe died: {answer.stderr.strip()[-1500:]}"]
