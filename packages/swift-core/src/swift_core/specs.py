@@ -71,7 +71,7 @@ class EngineSpec(Spec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec(Spec):
-    """A training task: which samples it needs and how a batch becomes a loss."""
+    """A training task; `target` is a function that takes the config and trains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +146,13 @@ class TemplateSpec(Spec):
     Attributes:
         jinja: the template text.
         stop_words: texts that end a turn besides the eos token.
+        auto_bos: whether the bos token comes first where the tokenizer puts one before plain text.
     """
 
     target: str = "swift_core.templates.chat:ChatTemplate"
     jinja: str = ""
     stop_words: tuple[str, ...] = ()
+    auto_bos: bool = False
 
 
 HubName = Literal["hf", "ms", "pypi", "local"]

@@ -228,3 +228,13 @@ def label_by_prefixes(ids: Sequence[int], tokenize: Callable[[str], list[int]], 
 
 def _agreement(whole: Sequence[object], prefix: Sequence[object]) -> int:
     return next((at for at, (one, other) in enumerate(zip(whole, prefix, strict=False)) if one != other), min(len(whole), len(prefix)))
+
+
+def complement(spans: Sequence[Span], length: int) -> list[Span]:
+    """Return the non-empty stretches of a text of `length` characters that no span covers.
+
+    >>> complement([(2, 4)], 6)
+    [(0, 2), (4, 6)]
+    """
+    borders = [0, *(border for span in spans for border in span), length]
+    return [(start, stop) for start, stop in zip(borders[::2], borders[1::2], strict=True) if start < stop]

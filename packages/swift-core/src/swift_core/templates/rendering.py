@@ -1,0 +1,120 @@
+"""Messages to text through a Jinja chat template, rendered by transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from swift_core.errors import TemplateError
+from swift_core.protocols import Message
+from swift_core.templates.mask import Span
+
+_MARK = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+
+# What template code raises on messages it was not written for.
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+
+def without_marks(jinja: str) -> str:
+    """Return a chat template without its `{% generation %}` marks, which not every program understands."""
+    return _MARK.sub("", jinja)
+
+
+class Renderer:
+    """Renders conversations with a tokenizer's chat template or with another one in its place.
+
+    Args:
+        tokenizer: gives the template and the special tokens.
+        jinja: chat template to use instead of the tokenizer's own.
+        variables: further variables of the chat template.
+
+    Raises:
+        TemplateError: when there is no chat template, or it knows nothing of a variable.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, jinja: str | None = None, variables: Mapping[str, Any] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._jinja = jinja
+        self._variables = dict(variables or {})
+        self._context: dict[str, Any] = {**tokenizer.special_tokens_map, **self._variables}
+        # Some tokenizers (Mistral's own among them) render in Python code and have no template text.
+        self._by_code = jinja is None and type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        if jinja is None and not tokenizer.chat_template and not self._by_code:
+            raise TemplateError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template",
+                fix="add --template chatml (see `swift list templates`), or for plain text --use_chat_template false or `swift pt`",
+            )
+        unknown = [name for name in self._variables if not self.mentions(name)]
+        if unknown:
+            raise TemplateError(
+                f"--chat_template_kwargs: the chat template has no variable {unknown[0]!r}", fix="remove it or correct its name"
+            )
+
+    def mentions(self, variable: str, tools: Any = None) -> bool:
+        """Say whether the template text contains a name; of templates in Python code that is taken for granted."""
+        return self._by_code or re.search(rf"\b{re.escape(variable)}\b", self._source(tools)) is not None
+
+    def has_marks(self, tools: Any = None) -> bool:
+        """Say whether the template marks what the assistant writes with `{% generation %}`."""
+        return not self._by_code and _MARK.search(self._source(tools)) is not None
+
+    def text(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, generation_prompt: bool) -> str:
+        """Return the text of a conversation.
+
+        Raises:
+            TemplateError: when the template refuses the messages.
+        """
+        if not self._by_code:
+            return self._call(messages, tools, generation_prompt, marks=False)[0]
+        tokenizer: Any = self._tokenizer
+        try:
+            return tokenizer.apply_chat_template(
+                _plain(messages), tools=tools, tokenize=False, add_generation_prompt=generation_prompt, **self._variables
+            )
+        except _REFUSALS as error:
+            raise _refusal(error, messages) from error
+
+    def marked(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> tuple[str, list[Span]]:
+        """Return the text of a conversation and the characters that the template marks as the assistant's.
+
+        Raises:
+            TemplateError: when the template refuses the messages.
+        """
+        return self._call(messages, tools, False, marks=True)
+
+    def _source(self, tools: Any) -> str:
+        return self._jinja if self._jinja is not None else self._tokenizer.get_chat_template(None, tools)
+
+    def _call(
+        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, generation_prompt: bool, *, marks: bool
+    ) -> tuple[str, list[Span]]:
+        try:
+            rendered = render_jinja_template(
+                [_plain(messages)],
+                tools=cast(Any, tools),
+                chat_template=self._source(tools),
+                add_generation_prompt=generation_prompt,
+                return_assistant_tokens_mask=marks,
+                **self._context,
+            )
+        except _REFUSALS as error:
+            raise _refusal(error, messages) from error
+        texts, spans = cast("tuple[list[str], list[list[Span]]]", rendered)
+        return texts[0], spans[0] if marks else []
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in message.items() if key != "loss"} for message in messages]
+
+
+def _refusal(error: Exception, messages: Sequence[Message]) -> TemplateError:
+    roles = " ".join(message["role"] for message in messages)
+    return TemplateError(
+        f"the chat template refuses these messages (roles: {roles}): {error}",
+        fix="change the messages, or choose another prompt format with --template",
+    )
