@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from importlib.resources import files
+from io import StringIO
 from typing import Literal
 
 from swift_core.registry import DATASETS
@@ -23,9 +24,9 @@ def read_datasets() -> Iterator[DatasetSpec]:
     In its column `subsets`, `a?` is left out by `:all`, `a=b` is called `b` on the hub, and `a~b` is a view of `b` that
     only code could make. Empty `rows` means unknown, `huge` more than fits into memory.
     """
-    with files("swift_core.cards").joinpath("datasets.tsv").open(encoding="utf-8", newline="") as stream:
-        for record in csv.DictReader(stream, delimiter="\t"):
-            yield _spec(record)
+    text = files("swift_core.cards").joinpath("datasets.tsv").read_text(encoding="utf-8")
+    for record in csv.DictReader(StringIO(text), delimiter="\t"):
+        yield _spec(record)
 
 
 def _spec(record: dict[str, str]) -> DatasetSpec:

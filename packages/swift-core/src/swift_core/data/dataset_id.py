@@ -94,4 +94,4 @@ def _split_hub(text: str, rest: str) -> tuple[Literal["hf", "ms"] | None, str]:
 
 
 def _problem(text: str, what: str, fix: str | None = None) -> ConfigError:
-    return ConfigError([Problem(f"--dataset {text}", what, fix or f"write {GRAMMAR}")])
+    return ConfigError([Problem(f"data set {text!r}", what, fix or f"write {GRAMMAR}")])

@@ -24,6 +24,7 @@ from swift_core.protocols import Message, Sample
 CONVERSATION = ("messages", "conversations", "conversation")
 QUERY = ("query", "prompt", "question", "problem", "instruction", "input")
 RESPONSE = ("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution", "completion", "text", "content")
+TEXT = ("text", "content", "response")
 SYSTEM = ("system", "system_prompt")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 _PAIRS = "pairs need a preference method; sft and pt train one conversation a row"
@@ -38,12 +39,14 @@ ACCEPTED = (
 class _Row:
     """The columns of a row that hold something, under lower-case names.
 
-    `names` keeps the spelling of the file, for messages and for `Sample.extra`; `shown` lists all columns for messages.
+    `names` keeps the spelling of the file, for messages and for `Sample.extra`; `shown` lists all columns for messages,
+    `empty` those that hold nothing.
     """
 
     values: dict[str, Any]
     names: dict[str, str]
     shown: str
+    empty: frozenset[str]
     need_answer: bool
 
     def first(self, aliases: tuple[str, ...]) -> str | None:
@@ -84,7 +87,13 @@ def convert(values: Mapping[str, Any], origin: str, *, need_answer: bool = True)
     """
     present = {name: value for name, value in values.items() if not _absent(value)}
     shown = ", ".join(repr(name) if name in present else f"{name!r} (empty)" for name in values)
-    row = _Row({name.lower(): value for name, value in present.items()}, {name.lower(): name for name in present}, shown, need_answer)
+    row = _Row(
+        values={name.lower(): value for name, value in present.items()},
+        names={name.lower(): name for name in present},
+        shown=shown,
+        empty=frozenset(name.lower() for name in values if name not in present),
+        need_answer=need_answer,
+    )
     if row.first(_MEDIA):
         raise Refused(MEDIA_REASON, MEDIA_FIX)
     for fits, read in _FORMATS:
@@ -124,6 +133,8 @@ def _absent(value: Any) -> bool:
 def _no_format(row: _Row) -> Refused:
     if not row.shown:
         return Refused("the row has no columns")
+    if row.empty & set(CONVERSATION):
+        return Refused(f"the conversation is empty: columns {row.shown}")
     question = row.first(QUERY)
     if question and isinstance(row.values[question], list):
         return Refused(f"column {row.names[question]!r} holds turns", f'rename it: --columns \'{{"{row.names[question]}": "messages"}}\'')
@@ -221,11 +232,13 @@ def _history(row: _Row) -> list[Message]:
 
 
 def _has_text(row: _Row) -> bool:
-    return row.first(("text", "content", "response")) is not None
+    # `response` is an answer wherever a column for the question exists: without its text the row is broken, not plain text.
+    column = row.first(TEXT)
+    return column is not None and (column != "response" or not row.empty & {*QUERY, *CONVERSATION})
 
 
 def _plain(row: _Row) -> _Converted:
-    column = row.first(("text", "content", "response")) or ""
+    column = row.first(TEXT) or ""
     messages = with_system([Message(role="assistant", content=_text(row, column))], row.system)
     return check_order(messages, need_answer=row.need_answer), (column,), "text"
 

@@ -109,22 +109,25 @@ def parse_line(text: str, origin: str) -> dict[str, Any] | BadRow:
     try:
         values, end = _DECODER.raw_decode(text)
     except JSONDecodeError as error:
-        return _broken(origin, text, error.msg, error.colno, near=text[max(0, error.pos - 20) : error.pos + 20], cut=_cut(error, text))
+        cut = _unended(error) or error.pos >= len(text.rstrip())
+        return _broken(origin, text, error, f"column {error.pos + 1}", cut=cut)
     except (ValueError, RecursionError) as error:
         return BadRow(origin, f"broken JSON: {error}", text)
     if text[end:].strip() not in ("", ","):
-        return _broken(origin, text, "more text after the object", end + 1, near=text[end : end + 40], cut=False)
+        return _broken(origin, text, JSONDecodeError("more text after the object", text, end), f"column {end + 1}", cut=False)
     return _row(values, origin, text)
 
 
-def _cut(error: JSONDecodeError, text: str) -> bool:
-    return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+def _broken(origin: str, raw: str, error: JSONDecodeError, where: str, *, cut: bool, more: str = "") -> BadRow:
+    unended = _unended(error)
+    near = error.doc[max(0, error.pos - (0 if unended else 20)) : error.pos + 40 - (0 if unended else 20)].strip()
+    message = "this text has no closing quote" if unended else error.msg
+    reason = f"broken JSON at {where}: {message}" + (f", near {near!r}" if near else "") + more
+    return BadRow(origin, reason, raw, "the row looks cut off: write it out again" if cut else "")
 
 
-def _broken(origin: str, raw: str, message: str, column: int, *, near: str, cut: bool, line: int | None = None) -> BadRow:
-    where = f"line {line} column {column}" if line else f"column {column}"
-    shown = f", near {near.strip()!r}" if near.strip() else ""
-    return BadRow(origin, f"broken JSON at {where}: {message}{shown}", raw, "the row looks cut off: write it out again" if cut else "")
+def _unended(error: JSONDecodeError) -> bool:
+    return error.msg.startswith("Unterminated string")
 
 
 def _row(values: Any, origin: str, raw: str) -> dict[str, Any] | BadRow:
@@ -137,20 +140,22 @@ def _row(values: Any, origin: str, raw: str) -> dict[str, Any] | BadRow:
 def _stream_rows(window: _Window, name: str, *, array: bool, wrapped: bool = False) -> Iterator[Found]:
     if array and not wrapped:
         window.advance(1)
+    broken = False
     while True:
         window.skip_space(commas=True)
         if window.at_end:
-            if array:
-                yield (
-                    window.line,
-                    BadRow(f"{name}:{window.line}", "the file ends inside the list: ']' is missing", "", "write the file out again"),
-                )
+            # A row that is cut off takes the end of the list with it: one fault, one report.
+            if array and not broken:
+                reason = "the file ends inside the list: ']' is missing"
+                yield window.line, BadRow(f"{name}:{window.line}", reason, "", "the file looks cut off: write it out again")
             return
         if array and window.char == "]":
             window.advance(1)
             yield from _after_list(window, name, wrapped=wrapped)
             return
-        yield _next_value(window, name)
+        line, found = _next_value(window, name)
+        broken = isinstance(found, BadRow)
+        yield line, found
 
 
 def _after_list(window: _Window, name: str, *, wrapped: bool) -> Iterator[Found]:
@@ -186,29 +191,32 @@ def _next_value(window: _Window, name: str) -> Found:
 
 
 def _skip_broken(window: _Window, origin: str, error: JSONDecodeError) -> BadRow:
-    start = window.position
-    fault_line = window.line + window.text.count("\n", start, error.pos)
-    column = error.pos - window.text.rfind("\n", 0, error.pos)
-    near = window.text[max(start, error.pos - 20) : error.pos + 20]
+    fault_line = window.line + error.doc.count("\n", window.position, error.pos)
+    column = error.pos - error.doc.rfind("\n", 0, error.pos)
+    shares_line = not _own_lines(window)
     raw = window.pass_over(_next_start(window))
-    return _broken(origin, raw, error.msg, column, near=near, cut=False, line=fault_line)
+    more = "; rows that follow on the same line may be lost with it" if shares_line else ""
+    return _broken(origin, raw, error, f"line {fault_line} column {column}", cut=_unended(error) and window.at_end, more=more)
+
+
+def _own_lines(window: _Window) -> bool:
+    return window.margin.strip("[ \t") == ""
 
 
 def _next_start(window: _Window) -> int:
     """Return where the row after a broken one starts, as an index into the window's text (its end if there is none)."""
-    text, start = window.text, window.position
-    margin = text[text.rfind("\n", 0, start) + 1 : start]
-    if margin.strip("[ \t") == "":
-        # Rows on lines of their own: the next line that opens an object with the same margin.
-        opening = re.compile(r"\n" + re.escape(margin.replace("[", "")) + r"(?=[{\]])")
+    if _own_lines(window):
+        # The next line that opens an object with the same margin, or the end of the list.
+        opening = re.compile(r"\n(?:" + re.escape(window.margin.replace("[", "")) + r"(?=\{)|[ \t]*(?=\]\s*\Z))")
         while True:
-            found = opening.search(window.text, start + 1)
+            found = opening.search(window.text, window.position + 1)
             if found:
                 return found.end()
             if not window.grow():
                 return len(window.text)
     while window.grow():
         pass
+    start = window.position
     depth = 0
     for token in _TOKEN.finditer(window.text, start):
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
@@ -234,6 +242,11 @@ class _Window:
     @property
     def char(self) -> str:
         return self.text[self.position]
+
+    @property
+    def margin(self) -> str:
+        """What stands before the position on its line."""
+        return self.text[self.text.rfind("\n", 0, self.position) + 1 : self.position]
 
     def grow(self) -> bool:
         """Read as much again as is waiting, so that a row of any size costs a linear number of characters."""

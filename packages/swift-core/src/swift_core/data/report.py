@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from swift_core.errors import DataError
 
-MEND = "mend the row, or leave bad rows out with --on_bad_row skip (quarantine also writes them to rejected.jsonl)"
+_SKIP = "leave bad rows out with --on_bad_row skip (quarantine also writes them to rejected.jsonl)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,9 @@ class RowReport:
         kept = row if self.policy == "quarantine" else BadRow(row.origin, row.reason, fix=row.fix)
         self.bad.append(kept)
         if self.policy == "fail":
-            fix = f"{row.fix}; or {MEND}" if row.fix else MEND
-            raise DataError(f"{row.reason} (rows read so far: {self.read})", location=row.origin, fix=fix)
+            raise DataError(
+                f"{row.reason} (rows read so far: {self.read})", location=row.origin, fix=f"{row.fix or 'mend the row'}; or {_SKIP}"
+            )
         if self.limit is not None and len(self.bad) > self.limit:
             raise DataError(
                 f"{row.reason} (bad row {len(self.bad)} of {self.read} read; --max_bad_rows is {self.limit})\n{self.reasons()}",

@@ -128,7 +128,9 @@ def load_dataset(
     if not samples:
         read, bad = report.read - read_before, len(report.bad) - bad_before
         why = f"all {read} rows are bad\n{report.reasons(report.bad[bad_before:])}" if bad else "it holds no rows"
-        raise DataError(f"nothing can be used of {text!r}: {why}", fix="mend the rows" if bad else "give a data set with rows")
+        raise DataError(
+            f"nothing can be used of {text!r}: {why}", fix=_first_fix(report, bad_before) if bad else "give a data set with rows"
+        )
     return samples
 
 
@@ -173,8 +175,9 @@ def _find(wanted: DatasetId, *, data: DataSection, loading: ModelSection, report
             f"data set {name!r} is neither a path nor a known name", fix=f"{advice}See `swift list datasets`, or give a path or ORG/NAME"
         )
     repo = _repo(spec, hub, explicit=wanted.hub is not None) if spec else name
+    subsets = _hub_subsets(spec, wanted.subsets) if spec else wanted.subsets
     folder = resolve(f"{hub}::{repo}{at}{revision}", kind="dataset", offline=loading.offline, token=loading.hub_token)
-    return _folder(folder, repo, wanted.subsets, spec, report)
+    return _folder(folder, repo, subsets, spec, report)
 
 
 def _repo(spec: DatasetSpec, hub: Literal["hf", "ms"], *, explicit: bool) -> str:
@@ -208,7 +211,7 @@ def _local(path: Path, wanted: DatasetId, report: RowReport) -> _Source:
     twin = next((spec for spec in DATASETS if plain_name(path.name) in _tails(spec)), None)
     if twin is not None and (twin.columns or twin.split != ("train",) or twin.hub_subsets):
         report.note(f"{wanted.name} is read as a copy of the known data set {twin.name!r}")
-    return _folder(path, wanted.name, wanted.subsets, twin, report)
+    return _folder(path, wanted.name, _hub_subsets(twin, wanted.subsets) if twin else wanted.subsets, twin, report)
 
 
 def _tails(spec: DatasetSpec) -> set[str]:
@@ -219,11 +222,10 @@ def _folder(folder: Path, shown: str, subsets: tuple[str, ...], spec: DatasetSpe
     # Imported here: `datasets` takes two seconds to import, and only folders need its rules.
     from swift_core.data.repository import subset_files, subset_names
 
-    wanted = _hub_subsets(spec, subsets) if spec else subsets
     splits = spec.split if spec else ("train",)
     paths: dict[Path, None] = {}
     left_out: list[Path] = []
-    names = subset_names(folder, wanted)
+    names = subset_names(folder, subsets)
     for name in names:
         found = subset_files(folder, name, splits)
         paths.update(dict.fromkeys(found.paths))

@@ -31,7 +31,7 @@ _KEPT = ("reasoning_content", "tool_call_id", "name")
 # <video> and <audio> are HTML elements too: they mean media only at the edge of a question.
 _MEDIA_TAG = re.compile(r"<image>|^\s*<(?:video|audio)>|<(?:video|audio)>\s*$")
 MEDIA_REASON = "it holds images, videos or audio, and only text can be trained so far"
-MEDIA_FIX = "leave such rows out with --on_bad_row skip"
+MEDIA_FIX = "train on text rows"
 
 
 class Refused(ValueError):
