@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def cache_root() -> Path:
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Generator[None]:
     """Hold an exclusive lock between processes; the system frees it when the holder dies."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def partial_folder(folder: Path) -> Iterator[Path]:
+def partial_folder(folder: Path) -> Generator[Path]:
     """Give an empty folder beside `folder` to one process at a time, and remove it afterwards unless it was published."""
     with file_lock(folder.with_name(f".{folder.name}.lock")):
         # The lock is held, so a folder of this name is what a killed process left behind.

@@ -37,7 +37,11 @@ def missing_path(name: str, *, kind: Literal["model", "dataset"]) -> NotFoundErr
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
     wanted = path.relative_to(parent).parts[0] if path.is_relative_to(parent) else path.name
-    siblings = sorted(entry.name for entry in parent.iterdir() if kind == "dataset" or entry.is_dir() or entry.suffix == ".gguf")
+    siblings = sorted(
+        entry.name
+        for entry in parent.iterdir()
+        if not entry.name.startswith(".") and (kind == "dataset" or entry.is_dir() or entry.suffix == ".gguf")
+    )
     near = nearest(wanted, siblings) or siblings[:3]
     if near:
         fix = f"in {str(parent)!r} there is {' or '.join(repr(each) for each in near)}; give a path that exists"

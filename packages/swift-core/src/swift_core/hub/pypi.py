@@ -166,7 +166,7 @@ def _install_into(folder: Path, requirement: str) -> None:
 
 def _failure(requirement: str, output: str) -> HubError | NotFoundError:
     lines = [re.sub(r"\s+", " ", line).strip(" ×╰─▶│") for line in output.splitlines()]
-    reason = " ".join(line for line in lines if line)[-500:]
+    reason = " ".join(line for line in lines if line and not line.startswith("Using "))[-500:]
     if re.search(
         r"No matching distribution|was not found in the package registry|No solution found|there is no version of|Could not find a version",
         output,

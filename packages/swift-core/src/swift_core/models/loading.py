@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from swift_core.config.sections import ModelSection
-from swift_core.errors import MissingDependencyError, ModelError
+from swift_core.errors import ModelError
 from swift_core.hub.resolve import resolve
 from swift_core.models.dtype import parse_dtype, resolve_dtype
 from swift_core.models.folder import check_model_folder, read_json
@@ -77,6 +77,8 @@ def get_model_tokenizer(
         hub_token=hub_token,
     )
     folder = resolve_model_folder(section)
+    if load_model:
+        check_model_folder(folder)  # before the tokenizer, whose messages about a bad folder are vague
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     if not load_model:
         return None, tokenizer
@@ -121,7 +123,7 @@ def _load(section: ModelSection, folder: Path, *, dtype: torch.dtype, device_map
     config = _load_config(section, folder)
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -131,9 +133,12 @@ def _load(section: ModelSection, folder: Path, *, dtype: torch.dtype, device_map
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                # Wrong shapes are reported below, by name.
+                ignore_mismatched_sizes=True,
             )
         except Exception as error:  # the library raises many kinds, from its own code and from the model's
             raise _load_error(error, folder, config) from error
+    model, info = loaded
     _report_weights(model, info, folder)
     return model
 
@@ -154,11 +159,22 @@ def _load_config(section: ModelSection, folder: Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code, local_files_only=True)
     except Exception as error:  # config classes check their fields in their own ways
         raise _config_error(error, raw, folder) from error
-    saved = config._attn_implementation_internal
-    if isinstance(saved, str) and "/" in saved and not section.trust_remote_code:
-        # A config can name a kernel of the hub; that is code as well.
-        config._attn_implementation_internal = None
+    if not section.trust_remote_code:
+        _drop_hub_kernels(config, folder)
     return config
+
+
+def _drop_hub_kernels(config: PretrainedConfig, folder: Path) -> None:
+    """Undo kernels of the hub that a config names: they are code as well, fetched and run at load."""
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    for part in parts:
+        for key in ("_attn_implementation_internal", "_experts_implementation_internal"):
+            named = getattr(part, key, None)
+            if isinstance(named, str) and "/" in named:
+                logger.warning(
+                    "%s: config.json asks for the kernel %r of the hub, which is not used without trust_remote_code", folder, named
+                )
+                setattr(part, key, None)
 
 
 def _config_error(error: Exception, raw: dict[str, Any], folder: Path) -> ModelError:
@@ -181,7 +197,7 @@ def _remote_code_error(folder: Path) -> ModelError:
     )
 
 
-def _load_error(error: Exception, folder: Path, config: PretrainedConfig) -> ModelError | MissingDependencyError:
+def _load_error(error: Exception, folder: Path, config: PretrainedConfig) -> ModelError:
     text = _one_line(error)
     if "trust_remote_code" in text:
         return _remote_code_error(folder)
@@ -190,6 +206,8 @@ def _load_error(error: Exception, folder: Path, config: PretrainedConfig) -> Mod
             f"{str(folder)!r}: transformers {transformers.__version__} has no text generation model for the architecture {config.model_type!r}",
             fix="give a causal language model, or update transformers",
         )
+    if "attn_implementation" in text and isinstance(error, ValueError):
+        return ModelError(f"{str(folder)!r}: {text}", fix="choose another --attn_impl, such as sdpa")
     if isinstance(error, ImportError):
         return ModelError(f"{str(folder)!r} needs a library that is not installed: {text}", fix="install it, or choose another --attn_impl")
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -205,6 +223,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _report_weights(model: PreTrainedModel, info: dict[str, Any], folder: Path) -> None:
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, saved, built = mismatched[0]
+        raise ModelError(
+            f"{str(folder)!r}: {len(mismatched)} weights do not have the shape that config.json gives them, "
+            f"such as {name}: {list(saved)} in the file, {list(built)} in the model",
+            fix="check that the weights belong to config.json",
+        )
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     total = sum(1 for _ in model.named_parameters())
     if len(missing) * 2 > total:
@@ -248,6 +274,11 @@ def _tokenizer_error(error: Exception, folder: Path) -> ModelError:
     if "trust_remote_code" in str(error):
         return _remote_code_error(folder)
     names = {path.name for path in folder.glob("*")}
+    for name in sorted(names & {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}):
+        try:
+            read_json(folder / name)
+        except ModelError as damaged:
+            return damaged
     if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json", "tekken.json", "spiece.model"}:
         return ModelError(
             f"{str(folder)!r} holds no tokenizer (tokenizer.json or tokenizer.model)",

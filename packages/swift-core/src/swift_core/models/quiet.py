@@ -1,30 +1,30 @@
-"""Keeping transformers' progress bars off when nobody watches them."""
+"""Keeping transformers' bars and tables off the screen."""
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Generator
+from contextlib import contextmanager
+from logging import LogRecord, getLogger
 
 from transformers.utils import logging
 
 
+def _no_table(record: LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Show no progress bars of transformers inside the block unless stderr is a terminal."""
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
+def quiet_transformers() -> Generator[None]:
+    """Inside the block transformers prints no table of weights, and no progress bars unless stderr is a terminal."""
+    loader = getLogger("transformers.modeling_utils")
+    bars = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    loader.addFilter(_no_table)
+    if bars:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Drop what is written to stderr unless it is a terminal: for bars that have no switch. Errors still raise."""
-    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-        yield
+        loader.removeFilter(_no_table)
+        if bars:
+            logging.enable_progress_bar()

@@ -88,12 +88,13 @@ def make_tiny_model(
         max_position_embeddings=max_length,
         tie_word_embeddings=tie_word_embeddings,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=SPECIAL_TOKENS.index("<|im_end|>"),
+        pad_token_id=SPECIAL_TOKENS.index("<|endoftext|>"),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(dtype)
+        model = LlamaForCausalLM(config)
+    model.to(dtype=dtype)
     with quiet_transformers():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
