@@ -37,7 +37,8 @@ e2e: setup  ## tests across packages, with the real model
 	@$(BIN)/pytest tests
 
 lint: setup  ## ruff: rules and format
-	$(call step,lint,$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .)
+	$(call step,lint,$(BIN)/ruff check --quiet .)
+	$(call step,format,$(BIN)/ruff format --check .)
 
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .

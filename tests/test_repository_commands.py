@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -72,6 +73,19 @@ def test_example_config_says_how_to_run_it(file: Path):
     assert isinstance(yaml.safe_load(text), dict)
     calls = [words for line in text.splitlines() if line.startswith("# ") for words in swift_lines(line.removeprefix("# "))]
     assert any(file.relative_to(ROOT).as_posix() in words for words in calls), "a comment says: # swift COMMAND path/of/this/file.yaml"
+
+
+def python_blocks() -> Iterator[tuple[str, str]]:
+    for file in DOCUMENTS:
+        for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL), 1):
+            yield f"{file.relative_to(ROOT).as_posix()}, block {number}", block
+
+
+@pytest.mark.parametrize(("place", "block"), [pytest.param(*block, id=block[0]) for block in python_blocks()])
+def test_shown_python_imports_what_exists(place: str, block: str):
+    imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports, f"{place}: a block starts with its imports, so that it runs as it is"
+    exec(compile(ast.Module(body=imports, type_ignores=[]), place, "exec"), {})
 
 
 def test_the_readme_shows_the_quick_start():
