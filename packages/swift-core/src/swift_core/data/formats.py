@@ -140,6 +140,8 @@ def _no_format(row: _Row) -> Refused:
         return Refused(f"column {row.names[question]!r} holds turns", f'rename it: --columns \'{{"{row.names[question]}": "messages"}}\'')
     if {"chosen", "rejected"} <= row.values.keys():
         return Refused(f"columns {row.shown} are a preference pair, not one conversation", _PAIRS)
+    if question is None and row.empty & set(QUERY) and row.first(RESPONSE):
+        return Refused(f"the question is empty: columns {row.shown}")
     fix = f'accepted: {ACCEPTED}; rename columns with --columns \'{{"mine": "query"}}\''
     if question:
         return Refused(f"there is a question ({row.names[question]!r}) but no answer: columns {row.shown}", fix)
@@ -234,7 +236,7 @@ def _history(row: _Row) -> list[Message]:
 def _has_text(row: _Row) -> bool:
     # `response` is an answer wherever a column for the question exists: without its text the row is broken, not plain text.
     column = row.first(TEXT)
-    return column is not None and (column != "response" or not row.empty & {*QUERY, *CONVERSATION})
+    return column is not None and (column != "response" or not (row.empty | row.values.keys()) & {*QUERY, *CONVERSATION})
 
 
 def _plain(row: _Row) -> _Converted:

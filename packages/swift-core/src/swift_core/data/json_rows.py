@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -11,9 +10,8 @@ from json import JSONDecodeError
 from typing import Any, TextIO
 
 from swift_core.data.report import BadRow
+from swift_core.data.window import CHUNK, Window
 
-_CHUNK = 1 << 16
-_SPACE = re.compile(r"[ \t\n\r\ufeff]*")
 _WRAPPED = re.compile(r'[\s\ufeff]*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*(?=[{\]])')
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
 # A list under one of these names is a row's own content, not the rows of the file.
@@ -32,6 +30,8 @@ def _constant(word: str) -> float | None:
 
 # strict=False lets raw tabs and line ends stand inside strings; NaN means missing, as data frames write it.
 _DECODER = json.JSONDecoder(strict=False, parse_constant=_constant)
+
+_STRICT = json.JSONDecoder()
 
 
 def undecodable(text: str) -> str | None:
@@ -61,20 +61,20 @@ def read_json(stream: TextIO, name: str) -> Iterator[Found]:
     elif _is_lines(window):
         yield from _line_rows(window, name)
     else:
-        wrapped = _WRAPPED.match(window.ahead(_CHUNK))
+        wrapped = _WRAPPED.match(window.ahead(CHUNK))
         inside = wrapped is not None and wrapped[1] not in _ROW_COLUMNS
         if wrapped and inside:
             window.advance(wrapped.end())
         yield from _stream_rows(window, name, array=inside, wrapped=inside)
 
 
-def _first_line(stream: TextIO) -> tuple[str | None, _Window]:
-    window = _Window(stream)
+def _first_line(stream: TextIO) -> tuple[str | None, Window]:
+    window = Window(stream)
     window.skip_space()
     return (None, window) if window.at_end else (window.line_ahead(), window)
 
 
-def _is_lines(window: _Window) -> bool:
+def _is_lines(window: Window) -> bool:
     # One whole object in the first or second line means that lines are rows, even when the other one is broken.
     lines = [line for line in window.lines_ahead(4) if line.strip()][:2]
     return any(_whole_object(line, only=len(lines) == 1) for line in lines)
@@ -94,7 +94,7 @@ def _whole_object(line: str, *, only: bool) -> bool:
     return True
 
 
-def _line_rows(window: _Window, name: str) -> Iterator[Found]:
+def _line_rows(window: Window, name: str) -> Iterator[Found]:
     for number, line in window.lines():
         text = line.strip().lstrip("\ufeff")
         if text:
@@ -137,7 +137,7 @@ def _row(values: Any, origin: str, raw: str) -> dict[str, Any] | BadRow:
     return BadRow(origin, f"the row is {kind}, not an object", raw, 'write one {"column": value} object for each row')
 
 
-def _stream_rows(window: _Window, name: str, *, array: bool, wrapped: bool = False) -> Iterator[Found]:
+def _stream_rows(window: Window, name: str, *, array: bool, wrapped: bool = False) -> Iterator[Found]:
     if array and not wrapped:
         window.advance(1)
     broken = False
@@ -158,7 +158,7 @@ def _stream_rows(window: _Window, name: str, *, array: bool, wrapped: bool = Fal
         yield line, found
 
 
-def _after_list(window: _Window, name: str, *, wrapped: bool) -> Iterator[Found]:
+def _after_list(window: Window, name: str, *, wrapped: bool) -> Iterator[Found]:
     window.skip_space()
     if wrapped and not window.at_end and window.char == "}":
         window.advance(1)
@@ -169,7 +169,7 @@ def _after_list(window: _Window, name: str, *, wrapped: bool) -> Iterator[Found]
         yield window.line, BadRow(f"{name}:{window.line}", f"more text after the list of rows: {raw[:40]!r}", raw, fix)
 
 
-def _next_value(window: _Window, name: str) -> Found:
+def _next_value(window: Window, name: str) -> Found:
     line = window.line
     origin = f"{name}:{line}"
     while True:
@@ -190,7 +190,18 @@ def _next_value(window: _Window, name: str) -> Found:
         return line, BadRow(origin, fault, raw, RECODE) if fault else _row(values, origin, raw)
 
 
-def _skip_broken(window: _Window, origin: str, error: JSONDecodeError) -> BadRow:
+def _earliest(error: JSONDecodeError, start: int) -> JSONDecodeError:
+    """Return the fault of a text that runs on past its line, where that comes first: the closing quote is missing there."""
+    try:
+        _STRICT.raw_decode(error.doc, start)
+    except JSONDecodeError as strict:
+        if strict.pos < error.pos and error.doc[strict.pos] == "\n":
+            return JSONDecodeError("the line ends inside a text", strict.doc, strict.pos)
+    return error
+
+
+def _skip_broken(window: Window, origin: str, error: JSONDecodeError) -> BadRow:
+    error = _earliest(error, window.position)
     fault_line = window.line + error.doc.count("\n", window.position, error.pos)
     column = error.pos - error.doc.rfind("\n", 0, error.pos)
     shares_line = not _own_lines(window)
@@ -199,11 +210,11 @@ def _skip_broken(window: _Window, origin: str, error: JSONDecodeError) -> BadRow
     return _broken(origin, raw, error, f"line {fault_line} column {column}", cut=_unended(error) and window.at_end, more=more)
 
 
-def _own_lines(window: _Window) -> bool:
+def _own_lines(window: Window) -> bool:
     return window.margin.strip("[ \t") == ""
 
 
-def _next_start(window: _Window) -> int:
+def _next_start(window: Window) -> int:
     """Return where the row after a broken one starts, as an index into the window's text (its end if there is none)."""
     if _own_lines(window):
         # The next line that opens an object with the same margin, or the end of the list.
@@ -223,90 +234,3 @@ def _next_start(window: _Window) -> int:
         if depth <= 0 and token[0] in "}]":
             return token.end() if depth == 0 else token.start()
     return len(window.text)
-
-
-class _Window:
-    """A piece of a text stream that grows at the end and is forgotten at the start, with the line number of its position."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.text = ""
-        self.position = 0
-        self.line = 1
-        self._done = False
-
-    @property
-    def at_end(self) -> bool:
-        return self.position >= len(self.text) and not self.grow()
-
-    @property
-    def char(self) -> str:
-        return self.text[self.position]
-
-    @property
-    def margin(self) -> str:
-        """What stands before the position on its line."""
-        return self.text[self.text.rfind("\n", 0, self.position) + 1 : self.position]
-
-    def grow(self) -> bool:
-        """Read as much again as is waiting, so that a row of any size costs a linear number of characters."""
-        if self._done:
-            return False
-        if self.position > _CHUNK:
-            # Keep the start of the current line: the margin of a row tells where the next one starts.
-            keep = self.text.rfind("\n", 0, self.position) + 1
-            if self.position - keep > _CHUNK:
-                keep = self.position
-            self.text, self.position = self.text[keep:], self.position - keep
-        piece = self._stream.read(max(_CHUNK, len(self.text) - self.position))
-        self._done = not piece
-        self.text += piece
-        return bool(piece)
-
-    def ahead(self, count: int) -> str:
-        while len(self.text) - self.position < count and self.grow():
-            pass
-        return self.text[self.position : self.position + count]
-
-    def line_ahead(self) -> str:
-        return next(iter(self.lines_ahead(1)), "")
-
-    def lines_ahead(self, count: int) -> list[str]:
-        while self.text.count("\n", self.position) < count and self.grow():
-            pass
-        return list(itertools.islice(self.text[self.position :].split("\n"), count))
-
-    def advance(self, count: int) -> None:
-        self.line += self.text.count("\n", self.position, self.position + count)
-        self.position += count
-
-    def pass_over(self, end: int) -> str:
-        raw = self.text[self.position : end]
-        self.advance(end - self.position)
-        return raw
-
-    def skip_space(self, *, commas: bool = False) -> None:
-        while not self.at_end:
-            found = _SPACE.match(self.text, self.position)
-            self.advance(found.end() - self.position if found else 0)
-            if commas and self.position < len(self.text) and self.char == ",":
-                self.advance(1)
-            elif self.position < len(self.text):
-                return
-
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """Yield (number, text) of every line from the position on; the window is used up."""
-        number = self.line
-        rest = self.text[self.position :]
-        self.text, self.position = "", 0
-        pieces = rest.split("\n")
-        for line in pieces[:-1]:
-            yield number, line
-            number += 1
-        last = pieces[-1]
-        for line in self._stream:
-            yield number, last + line
-            last = ""
-            number += 1
-        if last:
-            yield number, last

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
-from typing import Literal
 
-from swift_core.cards.datasets import find_dataset, plain_name
+from swift_core.cards.datasets import find_dataset
 from swift_core.config.sections import DataSection, ModelSection
-from swift_core.data.dataset_id import DatasetId, parse_dataset_id
+from swift_core.data.dataset_id import parse_dataset_id
 from swift_core.data.formats import convert, rename
+from swift_core.data.locate import find_rows
 from swift_core.data.mixing import set_aside, take
 from swift_core.data.report import BadRow, RowReport
-from swift_core.data.rows import SUFFIXES, Row, read_rows, suffix_of
+from swift_core.data.rows import Row
 from swift_core.data.turns import Refused
-from swift_core.errors import ConfigError, DataError, NotFoundError, Problem
-from swift_core.hub.cache import env_flag
-from swift_core.hub.local import existing_path, looks_like_path, missing_path
-from swift_core.hub.resolve import resolve
+from swift_core.errors import ConfigError, DataError, Problem
+from swift_core.hub.local import existing_path
 from swift_core.protocols import Sample
-from swift_core.registry import DATASETS, import_target, nearest
-from swift_core.specs import DatasetSpec
-
-RowMaker = Callable[[str, DataSection], Iterator[Row | BadRow]]
-"""The `target` of a `DatasetSpec` that makes its rows itself: called with the subset and the data section."""
-
-_FROM_FILES = DatasetSpec.__dataclass_fields__["target"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +33,6 @@ class LoadedData:
     train: list[Sample]
     val: list[Sample]
     report: RowReport
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Rows of one written data set, not read yet, and the renaming its table entry asks for."""
-
-    rows: Iterator[Row | BadRow]
-    columns: Mapping[str, str]
 
 
 def load_datasets(data: DataSection, loading: ModelSection, *, need_answer: bool = True) -> LoadedData:
@@ -120,7 +102,7 @@ def load_dataset(
         NotFoundError: when it is not where it was said to be.
     """
     wanted = parse_dataset_id(text)
-    source = _find(wanted, data=data, loading=loading, report=report)
+    source = find_rows(wanted, data=data, loading=loading, report=report)
     read_before, bad_before = report.read, len(report.bad)
     columns = {**source.columns, **data.columns}
     draw = _random(data.dataset_shuffle if shuffle is None else shuffle, seed or str(data.data_seed))
@@ -128,9 +110,8 @@ def load_dataset(
     if not samples:
         read, bad = report.read - read_before, len(report.bad) - bad_before
         why = f"all {read} rows are bad\n{report.reasons(report.bad[bad_before:])}" if bad else "it holds no rows"
-        raise DataError(
-            f"nothing can be used of {text!r}: {why}", fix=_first_fix(report, bad_before) if bad else "give a data set with rows"
-        )
+        fix = report.bad[bad_before].fix or "mend the rows" if bad else "give a data set with rows"
+        raise DataError(f"nothing can be used of {text!r}: {why}", fix=fix)
     return samples
 
 
@@ -152,115 +133,6 @@ def _samples(rows: Iterator[Row | BadRow], columns: Mapping[str, str], report: R
 
 def _random(shuffle: bool, seed: str) -> Random | None:
     return Random(seed) if shuffle else None  # Random hashes a text itself, the same way on every machine
-
-
-# --- finding
-
-
-def _find(wanted: DatasetId, *, data: DataSection, loading: ModelSection, report: RowReport) -> _Source:
-    path = existing_path(wanted.name) if wanted.hub is None else None
-    if path is not None:
-        return _local(path, wanted, report)
-    if wanted.hub is None and (looks_like_path(wanted.name) or suffix_of(Path(wanted.name))):
-        raise missing_path(wanted.name, kind="dataset")
-    hub = wanted.hub or ("hf" if loading.use_hf or env_flag("USE_HF") else "ms")
-    name, at, revision = wanted.name.partition("@")
-    spec = find_dataset(name, hub=wanted.hub)
-    if spec is not None and spec.target != _FROM_FILES:
-        return _made(spec, wanted, data)
-    if spec is None and "/" not in name:
-        near = nearest(name, DATASETS.names())
-        advice = f"did you mean {' or '.join(near)}? " if near else ""
-        raise NotFoundError(
-            f"data set {name!r} is neither a path nor a known name", fix=f"{advice}See `swift list datasets`, or give a path or ORG/NAME"
-        )
-    repo = _repo(spec, hub, explicit=wanted.hub is not None) if spec else name
-    subsets = _hub_subsets(spec, wanted.subsets) if spec else wanted.subsets
-    folder = resolve(f"{hub}::{repo}{at}{revision}", kind="dataset", offline=loading.offline, token=loading.hub_token)
-    return _folder(folder, repo, subsets, spec, report)
-
-
-def _repo(spec: DatasetSpec, hub: Literal["hf", "ms"], *, explicit: bool) -> str:
-    here, there = (spec.hf_id, spec.ms_id) if hub == "hf" else (spec.ms_id, spec.hf_id)
-    if here:
-        return here
-    this, other, prefix = ("Hugging Face", "ModelScope", "ms") if hub == "hf" else ("ModelScope", "Hugging Face", "hf")
-    switch = "" if explicit else ", or remove --use_hf" if hub == "hf" else ", or add --use_hf"
-    raise NotFoundError(f"data set {spec.name!r} is on {other}, not on {this}", fix=f"write {prefix}::{there}{switch}")
-
-
-def _made(spec: DatasetSpec, wanted: DatasetId, data: DataSection) -> _Source:
-    if wanted.hub is not None:
-        raise NotFoundError(
-            f"data set {spec.name!r} does not come from a hub: it is made by {spec.source}", fix=f"write --dataset {spec.name}"
-        )
-    make: RowMaker = import_target(spec.target, needed_for=f"data set {spec.name!r}", install=spec.install)
-    subsets = wanted.subsets or spec.subsets[:1] or ("default",)
-    if subsets == ("all",) and "all" not in spec.subsets:
-        subsets = tuple(name for name in spec.subsets if name not in spec.weak_subsets)
-    return _Source((row for subset in subsets for row in make(subset, data)), spec.columns)
-
-
-def _local(path: Path, wanted: DatasetId, report: RowReport) -> _Source:
-    if path.is_file():
-        if wanted.subsets:
-            raise DataError(f"{wanted.name} is a file, which has no subset {'/'.join(wanted.subsets)!r}", fix=f"write {wanted.name}")
-        if not suffix_of(path):
-            raise DataError(f"cannot tell the format of {wanted.name}", fix=f"use one of {', '.join(SUFFIXES)}")
-        return _Source(read_rows(path, name=wanted.name), {})
-    twin = next((spec for spec in DATASETS if plain_name(path.name) in _tails(spec)), None)
-    if twin is not None and (twin.columns or twin.split != ("train",) or twin.hub_subsets):
-        report.note(f"{wanted.name} is read as a copy of the known data set {twin.name!r}")
-    return _folder(path, wanted.name, _hub_subsets(twin, wanted.subsets) if twin else wanted.subsets, twin, report)
-
-
-def _tails(spec: DatasetSpec) -> set[str]:
-    return {plain_name(repo).rpartition("/")[2] for repo in (spec.ms_id, spec.hf_id) if repo}
-
-
-def _folder(folder: Path, shown: str, subsets: tuple[str, ...], spec: DatasetSpec | None, report: RowReport) -> _Source:
-    # Imported here: `datasets` takes two seconds to import, and only folders need its rules.
-    from swift_core.data.repository import subset_files, subset_names
-
-    splits = spec.split if spec else ("train",)
-    paths: dict[Path, None] = {}
-    left_out: list[Path] = []
-    names = subset_names(folder, subsets)
-    for name in names:
-        found = subset_files(folder, name, splits)
-        paths.update(dict.fromkeys(found.paths))
-        left_out += found.left_out
-    unused = [str(path.relative_to(folder)) for path in dict.fromkeys(left_out) if path not in paths]
-    if unused:
-        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
-        report.note(f"{shown}: subset {'/'.join(names)}; not part of it: {', '.join(unused[:5])}{more}")
-    return _Source(_read_all(folder, shown, list(paths)), spec.columns if spec else {})
-
-
-def _read_all(folder: Path, shown: str, paths: list[Path]) -> Iterator[Row | BadRow]:
-    for path in paths:
-        inside = path.relative_to(folder) if path.is_relative_to(folder) else path.name
-        yield from read_rows(path, name=f"{shown}/{inside}")
-
-
-def _hub_subsets(spec: DatasetSpec, subsets: tuple[str, ...]) -> tuple[str, ...]:
-    views = sorted(set(subsets) & set(spec.views))
-    if views:
-        plain = [name for name in spec.subsets if name not in spec.views]
-        raise DataError(
-            f"subset {', '.join(views)} of {spec.name} is another subset reworked by code, which is not part of swift",
-            fix=f"choose from: {', '.join(plain)}" if plain else "write the rows you want into a .jsonl file",
-        )
-    if subsets == ("all",):
-        subsets = tuple(name for name in spec.subsets if name not in (*spec.weak_subsets, *spec.views))
-    if not subsets and len(spec.subsets) > 1 and "default" in spec.subsets:
-        subsets = ("default",)
-    if not subsets and len(spec.subsets) == 1 and spec.subsets != ("default",):
-        subsets = spec.subsets
-    return tuple(spec.hub_subsets.get(name, name) for name in subsets)
-
-
-# --- settings
 
 
 def _check_settings(data: DataSection) -> None:
