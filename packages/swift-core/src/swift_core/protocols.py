@@ -93,6 +93,10 @@ class Tuner(Protocol):
         """Write the trained part into a folder that exists."""
         ...
 
+    def restore(self, model: nn.Module, folder: Path) -> None:
+        """Put weights written by `save` back into a model that is prepared already, in place."""
+        ...
+
 
 @dataclass(slots=True)
 class InferRequest:

@@ -112,7 +112,7 @@ class ModelSpec(Spec):
 class DatasetSpec(Spec):
     """A known data set.
 
-    A `target` other than the default is a `swift_core.data.sources.RowMaker`: it makes the rows itself.
+    A `target` other than the default is a `swift_core.data.locate.RowMaker`: it makes the rows itself.
 
     Attributes:
         hf_id: id on Hugging Face, or empty.

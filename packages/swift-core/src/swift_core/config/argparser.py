@@ -76,7 +76,11 @@ def _positional(word: str, parsed: ParsedWords) -> None:
         parsed.files.append(Path(word))
     else:
         parsed.problems.append(
-            Problem(repr(word), "is neither a flag nor a config file", f"flags start with --, config files end with {', '.join(_CONFIG_ENDINGS)}")
+            Problem(
+                repr(word),
+                "is neither a flag nor a config file",
+                f"flags start with --, config files end with {', '.join(_CONFIG_ENDINGS)}",
+            )
         )
 
 

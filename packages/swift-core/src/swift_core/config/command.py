@@ -129,8 +129,8 @@ def _plain(value: Any, secret: bool) -> Any:
 @cache
 def _settings(cls: type[CommandConfig]) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
-    for section, info in cls.model_fields.items():
-        kind = info.annotation
+    for section in _section_order(cls):
+        kind = cls.model_fields[section].annotation
         if not (isinstance(kind, type) and issubclass(kind, Section)):
             raise TypeError(f"{cls.__name__}.{section} is not a Section")
         for name, setting in section_settings(kind, section=section).items():
@@ -145,6 +145,12 @@ def _settings(cls: type[CommandConfig]) -> dict[str, Setting]:
             **{**{key: getattr(setting, key) for key in Setting.__dataclass_fields__}, "default": value}  # type: ignore[arg-type]
         )
     return found
+
+
+def _section_order(cls: type[CommandConfig]) -> list[str]:
+    # What a command adds (model, data) comes before what it inherits (training loop).
+    depth = {name: place for place, base in reversed(list(enumerate(cls.__mro__))) for name in base.__dict__.get("__annotations__", {})}
+    return sorted(cls.model_fields, key=lambda name: depth.get(name, len(cls.__mro__)))
 
 
 @cache
@@ -233,7 +239,11 @@ class _Build:
         if tuner not in TUNERS:
             near = nearest(tuner, TUNERS.names())
             packages = {"lora": "swift-tuners"}
-            fix = f"pip install {packages[tuner]}, or --tuner_type full" if tuner in packages else f"one of {', '.join(near or TUNERS.names())}"
+            fix = (
+                f"pip install {packages[tuner]}, or --tuner_type full"
+                if tuner in packages
+                else f"one of {', '.join(near or TUNERS.names())}"
+            )
             self.problems.append(Problem(self._where("tuner_type"), f"no tuner {tuner!r} is installed", fix))
             self._unknown(leftover, set())
             return None

@@ -15,12 +15,14 @@ from pydantic_core import PydanticUndefined
 class Section(BaseModel):
     """A group of settings that one stage of the program reads. Construction has no effects."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=False, validate_assignment=True, coerce_numbers_to_str=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=False, validate_assignment=True, coerce_numbers_to_str=True, protected_namespaces=()
+    )
 
 
 def option(
     default: Any,
-    help: str,  # noqa: A002  the word that argparse users know
+    help: str,
     *,
     basic: bool = False,
     secret: bool = False,

@@ -71,7 +71,9 @@ def _read_toml(text: str, path: Path, problems: list[Problem]) -> tuple[dict[str
 
 def _mapping(data: Any, path: Path, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(data, dict):
-        problems.append(Problem(str(path), f"holds a {type(data).__name__}, not settings by name", "write one `name: value` pair for each setting"))
+        problems.append(
+            Problem(str(path), f"holds a {type(data).__name__}, not settings by name", "write one `name: value` pair for each setting")
+        )
         return {}, {}
     values = cast(dict[str, Any], data)
     return dict(values), dict.fromkeys(values, str(path))

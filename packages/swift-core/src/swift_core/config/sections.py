@@ -32,7 +32,9 @@ class DataSection(Section):
 
     dataset: list[str] = option([], "data sets: file, folder, hub id or known name, each with optional :subset and #count", basic=True)
     val_dataset: list[str] = option([], "data sets to evaluate on, written like --dataset", basic=True)
-    split_dataset_ratio: float = option(0.0, "share of --dataset set aside for evaluation when --val_dataset is empty", basic=True, ge=0, lt=1)
+    split_dataset_ratio: float = option(
+        0.0, "share of --dataset set aside for evaluation when --val_dataset is empty", basic=True, ge=0, lt=1
+    )
     dataset_shuffle: bool = option(True, "shuffle the rows of --dataset once when they are read")
     val_dataset_shuffle: bool = option(False, "shuffle the rows of --val_dataset")
     data_seed: int = option(42, "seed of shuffling, sampling and splitting")
@@ -48,7 +50,9 @@ class DataSection(Section):
 class TemplateSection(Section):
     """Template options."""
 
-    template: str | None = option(None, "named prompt format (see `swift list templates`); default: the model's own chat template", basic=True)
+    template: str | None = option(
+        None, "named prompt format (see `swift list templates`); default: the model's own chat template", basic=True
+    )
     system: str | None = option(None, "system message for rows without one, or a .txt file that holds it", basic=True)
     max_length: int | None = option(None, "longest sample in tokens; default: what the model allows", basic=True, ge=1)
     truncation_strategy: Literal["delete", "left", "right", "split"] = option(
@@ -67,9 +71,13 @@ class TunerSection(Section):
     tuner_type: str = option("lora", "how the model is adapted (see `swift list tuners`)", basic=True)
     freeze_parameters: list[str] = option([], "prefixes of parameters that stay fixed (full tuning)")
     freeze_parameters_regex: str | None = option(None, "regular expression of parameters that stay fixed (full tuning)")
-    freeze_parameters_ratio: float = option(0.0, "share of the parameters, counted from the input, that stays fixed (full tuning)", ge=0, le=1)
+    freeze_parameters_ratio: float = option(
+        0.0, "share of the parameters, counted from the input, that stays fixed (full tuning)", ge=0, le=1
+    )
     trainable_parameters: list[str] = option([], "prefixes of parameters that are trained in spite of the freeze settings (full tuning)")
-    trainable_parameters_regex: str | None = option(None, "regular expression of parameters trained in spite of the freeze settings (full tuning)")
+    trainable_parameters_regex: str | None = option(
+        None, "regular expression of parameters trained in spite of the freeze settings (full tuning)"
+    )
     options: SerializeAsAny[Section] = Field(default_factory=Section, exclude=True)
 
 
@@ -77,9 +85,9 @@ class OptimSection(Section):
     """Optimizer options."""
 
     learning_rate: float | None = option(None, "peak learning rate; default: 1e-4 for adapters, 1e-5 for full tuning", basic=True, gt=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"] = (
-        option("cosine", "shape of the learning rate over the run")
-    )
+    lr_scheduler_type: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+    ] = option("cosine", "shape of the learning rate over the run")
     lr_scheduler_kwargs: dict[str, Any] = option({}, "further arguments of the scheduler, as JSON")
     warmup_ratio: float = option(0.0, "share of the steps over which the learning rate rises", ge=0, le=1)
     warmup_steps: int = option(0, "steps over which the learning rate rises; wins over --warmup_ratio", ge=0)
@@ -137,7 +145,9 @@ class CheckpointSection(Section):
 class ReportSection(Section):
     """Reporting options."""
 
-    report_to: list[Literal["tensorboard", "none"]] = option(["tensorboard"], "trackers; logging.jsonl and the loss plot are always written")
+    report_to: list[Literal["tensorboard", "none"]] = option(
+        ["tensorboard"], "trackers; logging.jsonl and the loss plot are always written"
+    )
     logging_steps: int = option(5, "steps between log lines", basic=True, ge=1)
     logging_first_step: bool = option(True, "log the first step as well")
     logging_dir: str | None = option(None, "folder of the TensorBoard files; default: runs in the run folder")

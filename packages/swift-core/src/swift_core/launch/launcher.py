@@ -38,7 +38,9 @@ def _rendezvous(env: Mapping[str, str], nodes: int) -> list[str]:
         return ["--nnodes=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
     missing = [name for name in ("NODE_RANK", "MASTER_ADDR") if name not in env]
     if missing:
-        raise LaunchError(f"NNODES={nodes} needs {' and '.join(missing)}", fix="export NODE_RANK=0..NNODES-1 and MASTER_ADDR=<address of node 0>")
+        raise LaunchError(
+            f"NNODES={nodes} needs {' and '.join(missing)}", fix="export NODE_RANK=0..NNODES-1 and MASTER_ADDR=<address of node 0>"
+        )
     return [
         f"--nnodes={nodes}",
         f"--node_rank={env['NODE_RANK']}",

@@ -1,0 +1,161 @@
+"""Supervised fine-tuning and continued pre-training: from settings to a trained model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
+
+from swift_core.batching.encode import EncodeReport, encode_samples
+from swift_core.config.training import SftConfig
+from swift_core.data.report import RowReport, write_rejected
+from swift_core.data.sources import load_datasets
+from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_dtype, resolve_model_folder
+from swift_core.protocols import EncodedSample, Sample, Tuner
+from swift_core.templates.chat import ChatTemplate, build_template
+from swift_core.train.parallel import World, make_world, training_device
+from swift_core.train.report import duration
+from swift_core.train.trainer import Trainer, TrainOutput
+from swift_core.train.tuning import load_tuner
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Everything a run needs but the model.
+
+    Attributes:
+        folder: local folder of the base model.
+        tokenizer: its tokenizer.
+        template: renders and masks.
+        max_length: limit of a sample in tokens, or None.
+        train, val: encoded samples.
+        rows: what reading found.
+        encoded: what encoding found, for training and evaluation samples.
+    """
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    max_length: int | None
+    train: list[EncodedSample]
+    val: list[EncodedSample]
+    rows: RowReport
+    encoded: tuple[EncodeReport, EncodeReport | None]
+
+
+def prepare(config: SftConfig) -> Prepared:
+    """Fetch the model folder, read the data and encode it; the model's weights are not loaded.
+
+    Raises:
+        NotFoundError: when model or data are not where they were said to be.
+        DataError: for bad rows, or when nothing is left to train on.
+    """
+    # Data first: a typing error in a row is found before gigabytes are fetched.
+    data = load_datasets(config.data, config.loading)
+    folder = resolve_model_folder(config.loading)
+    tokenizer = load_tokenizer(folder, trust_remote_code=config.loading.trust_remote_code)
+    template = build_template(tokenizer, config.chat)
+    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.loading.trust_remote_code, local_files_only=True)
+    max_length = config.chat.max_length or max_model_length(model_config, tokenizer)
+    train, train_report = _encode(data.train, template, config, max_length)
+    val, val_report = _encode(data.val, template, config, max_length) if data.val else ([], None)
+    return Prepared(folder, tokenizer, template, max_length, train, val, data.report, (train_report, val_report))
+
+
+def _encode(
+    samples: Sequence[Sample], template: ChatTemplate, config: SftConfig, max_length: int | None
+) -> tuple[list[EncodedSample], EncodeReport]:
+    policy = "fail" if config.data.on_bad_row == "fail" else "skip"
+    return encode_samples(samples, template, config.chat, max_length=max_length, on_bad_row=policy)
+
+
+def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
+    """Load the model and put the trainable parts on.
+
+    Raises:
+        ModelError: when the model cannot be loaded or the tuner does not fit it.
+    """
+    device = training_device(use_cpu=config.launch.use_cpu)
+    dtype = resolve_dtype(config.loading, folder, device=device)
+    # The starting values of new weights must not depend on what ran before.
+    set_seed(config.training.seed)
+    model: nn.Module = load_model(config.loading, folder, dtype=dtype)
+    model.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    tuner = load_tuner(config.tuner.tuner_type)
+    if config.loading.adapters:
+        for adapter in config.loading.adapters:
+            model = tuner.load(model, Path(adapter), trainable=True)
+        return model, tuner
+    options: Any = config.tuner if config.tuner.tuner_type == "full" else config.tuner.options
+    return tuner.prepare(model, options), tuner
+
+
+def train(config: SftConfig) -> TrainOutput:
+    """Run `swift sft` or `swift pt` from start to end.
+
+    Raises:
+        SwiftError: with the fix, for everything that can go wrong on the way.
+    """
+    world = make_world(config.launch, bf16=bool(config.training.bf16))
+    prepared = prepare(config)
+    _say(world, _data_lines(prepared))
+    model, tuner = build_model(config, prepared.folder)
+    trainer = Trainer(model, config, prepared.train, prepared.val, tokenizer=prepared.tokenizer, tuner=tuner, world=world)
+    run_dir = trainer.locate()
+    if world.is_main and config.data.on_bad_row == "quarantine" and prepared.rows.bad:
+        count = write_rejected(prepared.rows, run_dir / "rejected.jsonl")
+        _say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
+    _say(world, _plan_lines(trainer, model, world))
+    output = trainer.train()
+    _say(world, _result_lines(output))
+    return output
+
+
+def _say(world: World, lines: Sequence[str]) -> None:
+    if world.is_main:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+
+
+def _data_lines(prepared: Prepared) -> list[str]:
+    lines = ["data:", *_indented(prepared.rows.summary()), *_indented(prepared.encoded[0].summary())]
+    if prepared.encoded[1] is not None:
+        lines += ["evaluation data:", *_indented(prepared.encoded[1].summary())]
+    return lines
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]
+
+
+def _plan_lines(trainer: Trainer, model: nn.Module, world: World) -> list[str]:
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    dtype = next(model.parameters()).dtype
+    shape = trainer.shape
+    return [
+        f"model: {total:,} parameters, {trainable:,} trained ({trainable / total:.2%}), {str(dtype).removeprefix('torch.')} on {world.device}"
+        + (f" x {world.size}" if world.size > 1 else ""),
+        f"plan: {trainer.total_steps} steps of {shape.samples_per_step} samples "
+        f"({shape.batch_size} a device x {shape.accumulation} accumulated x {shape.world_size} devices), {shape.steps_per_epoch} steps an epoch",
+        f"run folder: {trainer.run_dir}",
+    ]
+
+
+def _result_lines(output: TrainOutput) -> list[str]:
+    metrics = output.metrics
+    lines = [
+        f"done: {output.global_step} steps in {duration(metrics['train_runtime'])}, mean loss {metrics['train_loss']:.4f}, "
+        f"{metrics['tokens_per_second']:.0f} tokens/s, peak memory {metrics['memory_gib']:.2f} GiB"
+    ]
+    if output.last_checkpoint is not None:
+        lines.append(f"last checkpoint: {output.last_checkpoint}")
+        if output.best_checkpoint is not None:
+            lines.append(f"best checkpoint: {output.best_checkpoint}")
+        lines.append(f"loss plot: {output.run_dir / 'images' / 'loss.png'}")
+    return lines

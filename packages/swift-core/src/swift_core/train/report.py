@@ -1,0 +1,191 @@
+"""Where the numbers of a run go: logging.jsonl, TensorBoard and the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm.auto import tqdm
+
+from swift_core.config.sections import ReportSection
+
+LOG_FILE = "logging.jsonl"
+
+
+class Sink(Protocol):
+    """Takes log lines."""
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Take one line; `values["step"]` is the optimizer step."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is held back."""
+        ...
+
+
+class JsonlSink:
+    """Appends one JSON object a line. After a resume, lines past the resumed step are gone: they will come again."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= resumed_step] if resumed_step else []
+        aside = path.with_suffix(".new")
+        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        aside.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Append a line; numbers that JSON does not have become null."""
+        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        self._file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the whole lines of a log; a line that a killed process left half written is no line."""
+    if not path.is_file():
+        return []
+    found: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found.append(line)
+    return found
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's logging.jsonl."""
+    return [json.loads(line) for line in _lines(run_dir / LOG_FILE)]
+
+
+class TensorBoardSink:
+    """Writes scalars for TensorBoard."""
+
+    def __init__(self, folder: Path, *, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes half a second to import, and not every run wants it
+
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Write every number under `train/` or `eval/`."""
+        for key, value in values.items():
+            if isinstance(value, int | float) and key not in ("step", "total_steps"):
+                group, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
+                self._writer.add_scalar(f"{group}/{name}", value, values["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class ConsoleSink:
+    """A progress bar where there is a terminal, and log lines."""
+
+    def __init__(self, total: int, *, done: int, bar: bool) -> None:
+        self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if bar else None
+
+    def advance(self) -> None:
+        """Count an optimizer step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Print a line."""
+        self.say(format_line(values))
+
+    def say(self, text: str) -> None:
+        """Print a text without breaking the bar."""
+        if self._bar is not None:
+            tqdm.write(text, file=sys.stderr)
+        else:
+            sys.stderr.write(text + "\n")
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+_SHORT = {
+    "loss": ("loss", ".4f"),
+    "eval_loss": ("eval loss", ".4f"),
+    "eval_token_accuracy": ("eval accuracy", ".3f"),
+    "grad_norm": ("grad norm", ".3g"),
+    "learning_rate": ("lr", ".3g"),
+    "tokens_per_second": ("tokens/s", ".0f"),
+    "memory_gib": ("memory", ".2f"),
+}
+
+
+def format_line(values: dict[str, Any]) -> str:
+    """Return a log line for people."""
+    parts = [f"step {values['step']}/{values['total_steps']}" if "total_steps" in values else f"step {values['step']}"]
+    if "epoch" in values:
+        parts.append(f"epoch {values['epoch']:.2f}")
+    parts += [
+        f"{name} {values[key]:{form}}" + (" GiB" if key == "memory_gib" else "") for key, (name, form) in _SHORT.items() if key in values
+    ]
+    if "eta_seconds" in values:
+        parts.append(f"eta {duration(values['eta_seconds'])}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `1:02:03`."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory this process has used, in GiB: on its accelerator, or in RAM on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes / 2**20 if sys.platform != "darwin" else kibibytes / 2**30
+
+
+class Report:
+    """All sinks of a run. Only the main process has any."""
+
+    def __init__(self, section: ReportSection, run_dir: Path, *, total: int, resumed_step: int, active: bool) -> None:
+        self._console: ConsoleSink | None = None
+        self._sinks: list[Sink] = []
+        if not active:
+            return
+        self._console = ConsoleSink(total, done=resumed_step, bar=sys.stderr.isatty() and not section.disable_tqdm)
+        self._sinks = [JsonlSink(run_dir / LOG_FILE, resumed_step=resumed_step), self._console]
+        if "tensorboard" in section.report_to:
+            folder = Path(section.logging_dir) if section.logging_dir else run_dir / "runs"
+            self._sinks.append(TensorBoardSink(folder / section.run_name if section.run_name else folder, resumed_step=resumed_step))
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Hand a line to every sink."""
+        for sink in self._sinks:
+            sink.log(values)
+
+    def advance(self) -> None:
+        """Count an optimizer step."""
+        if self._console is not None:
+            self._console.advance()
+
+    def say(self, text: str) -> None:
+        """Print a text for people."""
+        if self._console is not None:
+            self._console.say(text)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()

@@ -1,0 +1,485 @@
+"""The training loop: plan, forward, backward, update, log, evaluate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
+
+from swift_core.batching.loader import StepBatches, eval_batches, train_steps
+from swift_core.batching.plan import PlanShape
+from swift_core.config.load import ARGS_FILE
+from swift_core.config.training import TrainingConfig
+from swift_core.errors import DataError, Interrupted, TrainingError
+from swift_core.protocols import EncodedSample, Tuner
+from swift_core.train.callbacks import Callbacks, load_callbacks
+from swift_core.train.checkpoint import clean, rotate, write_checkpoint
+from swift_core.train.module import LossModule
+from swift_core.train.optim import make_optimizer, make_scheduler
+from swift_core.train.parallel import World, make_world
+from swift_core.train.progress import Progress
+from swift_core.train.report import LOG_FILE, Report, duration, peak_memory_gib, read_log
+from swift_core.train.rundir import RunLock, find_resume_checkpoint, new_run_dir
+from swift_core.train.signals import StopSignals
+from swift_core.train.state import (
+    STATE,
+    capture_rng,
+    load_optimization,
+    load_tensors,
+    load_trainer_state,
+    restore_rng,
+    rng_file,
+    save_optimization,
+)
+from swift_core.train.tuning import saver_for
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutput:
+    """What a run came to.
+
+    Attributes:
+        run_dir: folder of the run.
+        last_checkpoint: newest checkpoint, or None when none was saved.
+        best_checkpoint: checkpoint with the best evaluation, or None without evaluation.
+        global_step: optimizer steps done.
+        metrics: `train_loss`, `train_runtime`, `tokens_per_second` and the like.
+    """
+
+    run_dir: Path
+    last_checkpoint: Path | None
+    best_checkpoint: Path | None
+    global_step: int
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+
+
+class Trainer:
+    """Trains a causal language model on encoded samples.
+
+    Args:
+        model: the model, prepared by a tuner or trainable as it is.
+        args: settings; `Seq2SeqTrainingArguments(...)` or a command's config.
+        train_dataset: samples with `input_ids` and `labels`.
+        eval_dataset: samples to evaluate on.
+        tokenizer: saved with every checkpoint.
+        tuner: knows how to save and restore the trained part; found from the model when not given.
+        callbacks: `transformers.TrainerCallback` objects.
+        world: the processes of the run, when they have been joined already.
+        run_dir: folder of the run; made from `args.output_dir` when not given.
+
+    Raises:
+        DataError: when there is nothing to train on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingConfig,
+        train_dataset: Sequence[EncodedSample],
+        eval_dataset: Sequence[EncodedSample] | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        tuner: Tuner | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        world: World | None = None,
+    ) -> None:
+        if not train_dataset:
+            raise DataError("there are no samples to train on", fix="check --dataset and --max_length")
+        self.args = args
+        self.model = model
+        self.tokenizer = tokenizer
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset or []
+        self.world = world or make_world(args.launch, bf16=bool(args.training.bf16))
+        self.tuner = tuner or saver_for(model)
+        self.shape = PlanShape(
+            num_samples=len(train_dataset),
+            batch_size=args.training.per_device_train_batch_size,
+            accumulation=args.training.gradient_accumulation_steps or 1,
+            world_size=self.world.size,
+            seed=args.training.seed,
+            shuffle=args.training.train_dataloader_shuffle,
+            group_by_length=args.training.group_by_length,
+        )
+        epochs = args.training.num_train_epochs
+        self.total_steps = args.training.max_steps if args.training.max_steps > 0 else math.ceil(epochs * self.shape.steps_per_epoch - 1e-9)
+        if args.optimization.learning_rate is None:
+            args.derive("learning_rate", 1e-4 if hasattr(model, "peft_config") else 1e-5, "derived: from the kind of tuning")
+        self._prepare_model()
+        self.optimizer = make_optimizer(self.model, args.optimization)
+        self.module = cast(LossModule, self.world.accelerator.prepare_model(LossModule(self.model)))
+        self.scheduler = make_scheduler(self.optimizer, args.optimization, self.total_steps)
+        self.state = TrainerState(max_steps=self.total_steps, num_train_epochs=math.ceil(self.total_steps / self.shape.steps_per_epoch))
+        self.state.is_world_process_zero = self.world.is_main
+        self.state.is_local_process_zero = self.world.accelerator.is_local_main_process
+        self.progress = Progress()
+        self.callbacks = Callbacks(
+            [*load_callbacks(args.training.callbacks), *callbacks],
+            args,
+            self.state,
+            model=self.model,
+            processing_class=tokenizer,
+            optimizer=self.optimizer,
+            lr_scheduler=self.scheduler,
+        )
+        self.run_dir: Path | None = None
+        self._report: Report | None = None
+        self._last_checkpoint: Path | None = None
+
+    def _prepare_model(self) -> None:
+        wanted = self.args.training.gradient_checkpointing
+        if wanted is None:
+            wanted = self.world.device.type != "cpu"
+        if wanted and hasattr(self.model, "gradient_checkpointing_enable"):
+            cast(Any, self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.to(self.world.device)
+
+    # ---- the run ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
+        """Train to the end.
+
+        Args:
+            resume_from_checkpoint: checkpoint or run folder, or True for the newest run; default: as the settings say.
+
+        Raises:
+            TrainingError: when loss or gradient are not finite; the weights are those before the step.
+            CheckpointError: when a checkpoint cannot be written or resumed.
+            Interrupted: after SIGTERM or SIGINT, once the state is saved.
+        """
+        if resume_from_checkpoint:
+            self.args.saving.resume_from_checkpoint = (
+                str(resume_from_checkpoint).lower() if resume_from_checkpoint is True else str(resume_from_checkpoint)
+            )
+        checkpoint, remarks = self._find_checkpoint()
+        self.run_dir = checkpoint.parent if checkpoint is not None else self.locate()
+        lock = RunLock(self.run_dir) if self.world.is_main else contextlib.nullcontext()
+        with lock, StopSignals() as signals:
+            if self.world.is_main:
+                clean(self.run_dir)
+                self._write_args(self.run_dir)
+            self.world.wait()
+            set_seed(self.args.training.seed + self.world.rank)
+            if checkpoint is not None:
+                self._resume(checkpoint)
+            self._report = Report(
+                self.args.reporting, self.run_dir, total=self.total_steps, resumed_step=self.state.global_step, active=self.world.is_main
+            )
+            for remark in remarks:
+                self._say(remark)
+            if checkpoint is not None:
+                self._say(f"resumed from {checkpoint} at step {self.state.global_step}")
+            try:
+                self._loop(signals)
+            finally:
+                self._report.close()
+        return self._finish()
+
+    def locate(self) -> Path:
+        """Agree with all ranks on the folder of the run and return it."""
+        if self.run_dir is None:
+            checkpoint, _ = self._find_checkpoint()
+            self.run_dir = checkpoint.parent if checkpoint is not None else Path(self.world.broadcast(str(new_run_dir(self.args.saving))))
+        return self.run_dir
+
+    def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
+        if not self.args.saving.resume_from_checkpoint:
+            return None, []
+        checkpoint, remarks = find_resume_checkpoint(self.args.saving)
+        return Path(self.world.broadcast(str(checkpoint))), remarks
+
+    def _loop(self, signals: StopSignals) -> None:
+        training = self.args.training
+        self.callbacks.call("on_train_begin")
+        if training.eval_on_start and self.state.global_step == 0:
+            self._evaluate_and_log()
+        self.module.train()
+        steps = train_steps(
+            self.train_dataset,
+            self.shape,
+            rank=self.world.rank,
+            start=self.state.global_step,
+            stop=self.total_steps,
+            pad_token_id=self._pad_token_id(),
+            num_workers=training.dataloader_num_workers,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        for batches in steps:
+            if self.state.global_step % self.shape.steps_per_epoch == 0:
+                self.callbacks.call("on_epoch_begin")
+            self.callbacks.call("on_step_begin")
+            grad_norm, stop = self._step(batches, signals.received)
+            self._after_step(grad_norm)
+            if stop:
+                self._stop(stop)
+            if self.callbacks.control.should_training_stop:
+                break
+        if self.args.saving.save_strategy != "no" and self._step_of_last_checkpoint() != self.state.global_step:
+            if self.args.training.eval_strategy != "no" and not self._evaluated_now():
+                self._evaluate_and_log()
+            self._save()
+        self.callbacks.call("on_train_end")
+
+    def _step(self, batches: StepBatches, signal_number: int) -> tuple[float, int]:
+        """Do one optimizer step; returns the gradient norm and the stop signal that any rank has received."""
+        accelerator = self.world.accelerator
+        losses: list[float] = []
+        for number, batch in enumerate(batches.micros):
+            last = number == len(batches.micros) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
+                loss = self.module(batch.to(self.world.device))
+                # Ranks average their gradients; the loss is a mean over the trained tokens of all of them.
+                accelerator.backward(loss * (self.world.size / max(batches.trained_tokens, 1)))
+            losses.append(float(loss.detach()))
+        loss_sum, stop = self.world.sum(sum(losses), float(signal_number) / self.world.size)
+        if not math.isfinite(loss_sum):
+            self._refuse_step("loss", losses, batches)
+        limit = self.args.optimization.max_grad_norm or math.inf
+        grad_norm = float(accelerator.clip_grad_norm_(self.model.parameters(), limit))  # pyright: ignore[reportArgumentType]
+        if not math.isfinite(grad_norm):
+            self._refuse_step("gradient", losses, batches)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.add(loss_sum=loss_sum, trained_tokens=batches.trained_tokens, tokens=batches.tokens, samples=batches.samples)
+        return grad_norm, round(stop)
+
+    def _refuse_step(self, what: str, losses: list[float], batches: StepBatches) -> None:
+        bad = [origin for value, batch in zip(losses, batches.micros, strict=True) if not math.isfinite(value) for origin in batch.origins]
+        found = [text for text in self.world.gather(", ".join(bad[:8])) if text]
+        where = f"; samples: {'; '.join(found)}" if found else ""
+        raise TrainingError(
+            f"the {what} of step {self.state.global_step + 1} is not finite, and the step was not taken{where}",
+            fix="look at these samples, lower --learning_rate, or use --torch_dtype float32; earlier checkpoints are intact",
+        )
+
+    def _after_step(self, grad_norm: float) -> None:
+        state, saving, training = self.state, self.args.saving, self.args.training
+        state.global_step += 1
+        state.epoch = state.global_step / self.shape.steps_per_epoch
+        state.num_input_tokens_seen = self.progress.tokens
+        at_end = state.global_step >= self.total_steps
+        epoch_end = state.global_step % self.shape.steps_per_epoch == 0
+        first = self.args.reporting.logging_first_step and state.global_step == 1
+        control = self.callbacks.control
+        control.should_log = first or at_end or state.global_step % self.args.reporting.logging_steps == 0
+        control.should_evaluate = _due(training.eval_strategy or "no", training.eval_steps or 1, state.global_step, epoch_end)
+        control.should_save = _due(saving.save_strategy, saving.save_steps, state.global_step, epoch_end)
+        control = self.callbacks.call("on_step_end")
+        if epoch_end:
+            control = self.callbacks.call("on_epoch_end")
+        if self._report is not None:
+            self._report.advance()
+        if control.should_log:
+            self._log(self._train_line(grad_norm))
+        if control.should_evaluate:
+            self._evaluate_and_log()
+        if control.should_save:
+            self._save()
+
+    def _train_line(self, grad_norm: float) -> dict[str, Any]:
+        eta = self.progress.eta(self.total_steps - self.state.global_step)
+        return {
+            **self.progress.window(),
+            "grad_norm": grad_norm,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "trained_tokens": self.progress.trained_tokens,
+            "memory_gib": round(peak_memory_gib(self.world.device), 3),
+            "elapsed_seconds": round(self.progress.elapsed, 1),
+            **({"eta_seconds": round(eta, 1)} if eta is not None else {}),
+        }
+
+    def _log(self, values: dict[str, Any]) -> None:
+        line = {"step": self.state.global_step, "total_steps": self.total_steps, "epoch": round(self.state.epoch or 0.0, 4), **values}
+        self.state.log_history.append(line)
+        self.callbacks.call("on_log", logs=values)
+        if self._report is not None:
+            self._report.log(line)
+
+    def _say(self, text: str) -> None:
+        if self._report is not None:
+            self._report.say(text)
+
+    def _stop(self, signal_number: int) -> None:
+        if self._step_of_last_checkpoint() != self.state.global_step:
+            self._save()
+        raise Interrupted(
+            f"stopped by signal {signal_number} after step {self.state.global_step}; "
+            f"everything is saved, go on with --resume_from_checkpoint {self._last_checkpoint}",
+            signal_number=signal_number,
+        )
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Return `eval_loss` (nats per token), `eval_token_accuracy` and speed on the evaluation samples.
+
+        Raises:
+            DataError: when there are none.
+        """
+        if not self.eval_dataset:
+            raise DataError("there are no samples to evaluate on", fix="add --val_dataset FILE or --split_dataset_ratio 0.05")
+        module = cast(LossModule, self.world.accelerator.unwrap_model(self.module))
+        started = time.monotonic()
+        was_training = module.training
+        module.eval()
+        loss_sum, tokens, correct = 0.0, 0, 0.0
+        with self.world.accelerator.autocast():
+            for batch in eval_batches(
+                self.eval_dataset,
+                batch_size=self.args.training.per_device_eval_batch_size,
+                rank=self.world.rank,
+                world_size=self.world.size,
+                pad_token_id=self._pad_token_id(),
+            ):
+                part = module.evaluate(batch.to(self.world.device))
+                loss_sum, tokens, correct = loss_sum + part[0], tokens + part[1], correct + part[2]
+        module.train(was_training)
+        loss_sum, all_tokens, correct = self.world.sum(loss_sum, float(tokens), correct)
+        elapsed = time.monotonic() - started
+        return {
+            "eval_loss": loss_sum / max(all_tokens, 1),
+            "eval_token_accuracy": correct / max(all_tokens, 1),
+            "eval_runtime": round(elapsed, 3),
+            "eval_samples_per_second": round(len(self.eval_dataset) / max(elapsed, 1e-9), 3),
+        }
+
+    def _evaluate_and_log(self) -> None:
+        started = time.monotonic()
+        metrics = self.evaluate()
+        self._log(dict(metrics))
+        self.callbacks.call("on_evaluate", metrics=metrics)
+        name = self.args.saving.metric_for_best_model
+        value = metrics.get(name, metrics.get(f"eval_{name}"))
+        if value is None:
+            raise TrainingError(f"--metric_for_best_model {name!r} is not measured", fix=f"one of {', '.join(metrics)}")
+        best = self.state.best_metric
+        if best is None or (value > best if self.args.saving.greater_is_better else value < best):
+            self.state.best_metric = value
+            self.state.best_global_step = self.state.global_step
+        self.progress.pause(time.monotonic() - started)
+
+    def _evaluated_now(self) -> bool:
+        return any("eval_loss" in line for line in self.state.log_history if line["step"] == self.state.global_step)
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write the trained weights, the tokenizer and the settings into a folder."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.tuner.save(self.model, path)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(path))
+        self._write_args(path)
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        assert self.run_dir is not None
+        generators = self.world.gather(capture_rng())
+        best_now = self.state.best_global_step == self.state.global_step and self.state.best_metric is not None
+        if best_now:
+            self.state.best_model_checkpoint = str(self.run_dir / f"checkpoint-{self.state.global_step}")
+        if self.world.is_main:
+            folder = write_checkpoint(self.run_dir, self.state.global_step, lambda aside: self._write(aside, generators))
+            best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
+            rotate(self.run_dir, keep=self.args.saving.save_total_limit, best=best)
+            self._say(f"saved {folder}")
+        self.world.wait()
+        self._last_checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
+        self.callbacks.call("on_save")
+        self._plot()
+        self.progress.pause(time.monotonic() - started)
+
+    def _write(self, folder: Path, generators: list[dict[str, Any]]) -> None:
+        self.save_model(folder)
+        self.state.save_to_json(str(folder / STATE))
+        if self.args.saving.save_only_model:
+            return
+        save_optimization(folder, self.optimizer, self.scheduler)
+        (folder / PROGRESS).write_text(json.dumps({**self.progress.saved(), "world_size": self.world.size}), encoding="utf-8")
+        for rank, state in enumerate(generators):
+            torch.save(state, folder / rng_file(rank))
+
+    def _write_args(self, folder: Path) -> None:
+        from importlib.metadata import version
+
+        assert self.run_dir is not None
+        values = {**self.args.flat(), "command": type(self.args).command, "swift_version": version("swift-core")}
+        values.update(output_dir=str(self.run_dir), add_version=False, resume_from_checkpoint=None)
+        (folder / ARGS_FILE).write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
+
+    def _resume(self, folder: Path) -> None:
+        self.tuner.restore(self.model, folder)
+        load_optimization(folder, self.optimizer, self.scheduler)
+        saved = load_trainer_state(folder)
+        if saved.global_step >= self.total_steps:
+            raise TrainingError(
+                f"{folder} is at step {saved.global_step}, and the run ends at step {self.total_steps}",
+                fix="raise --num_train_epochs or --max_steps to train on",
+            )
+        for name in ("global_step", "epoch", "log_history", "best_metric", "best_global_step", "num_input_tokens_seen"):
+            setattr(self.state, name, getattr(saved, name))
+        if saved.best_model_checkpoint:
+            # The run folder may have been moved since: the name stays, the place is here.
+            self.state.best_model_checkpoint = str(folder.parent / Path(saved.best_model_checkpoint).name)
+        values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        ranks = values.pop("world_size")
+        self.progress = Progress.restored(values)
+        self._last_checkpoint = folder
+        if ranks != self.world.size:
+            raise TrainingError(
+                f"{folder} was saved by {ranks} process(es), and there are {self.world.size} now: the order of the samples would differ",
+                fix=f"start with NPROC_PER_NODE={ranks}, or start a new run from its weights with --adapters",
+            )
+        restore_rng(load_tensors(folder / rng_file(self.world.rank)))
+
+    def _step_of_last_checkpoint(self) -> int:
+        return int(self._last_checkpoint.name.rpartition("-")[2]) if self._last_checkpoint is not None else -1
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def _plot(self) -> None:
+        if not self.world.is_main or self.run_dir is None:
+            return
+        from swift_core.train.plot import plot_run  # matplotlib takes half a second that no run should wait for at its start
+
+        plot_run(read_log(self.run_dir), self.run_dir / "images" / "loss.png", title=self.run_dir.name)
+
+    def _finish(self) -> TrainOutput:
+        assert self.run_dir is not None
+        best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
+        if self.args.saving.load_best_model_at_end and best is not None and best != self._last_checkpoint:
+            self.tuner.restore(self.model, best)
+        self._plot()
+        seconds = self.progress.elapsed
+        metrics = {
+            "train_loss": self.progress.run_loss_sum / max(self.progress.trained_tokens, 1),
+            "train_runtime": round(seconds, 2),
+            "tokens_per_second": round(self.progress.tokens / max(seconds, 1e-9), 2),
+            "samples_per_second": round(self.progress.samples / max(seconds, 1e-9), 3),
+            "memory_gib": round(peak_memory_gib(self.world.device), 3),
+        }
+        return TrainOutput(self.run_dir, self._last_checkpoint, best, self.state.global_step, metrics)
+
+    def _pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id if self.tokenizer is not None else None
+        return int(pad) if isinstance(pad, int) else 0
+
+
+def _due(strategy: str, every: int, step: int, epoch_end: bool) -> bool:
+    return (strategy == "steps" and step % every == 0) or (strategy == "epoch" and epoch_end)
+
+
+__all__ = ["LOG_FILE", "TrainOutput", "Trainer", "duration"]
