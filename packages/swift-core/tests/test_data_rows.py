@@ -80,7 +80,9 @@ def test_a_broken_object_in_an_array_costs_only_itself(tmp_path, indent):
     assert [row.values for row in rows] == rows_in[:3] + rows_in[4:]
     line = broken[: broken.index("number 3")].count("\n") + 1
     assert bad.origin == f"f:{line - 4 if indent else line}"
-    assert f"broken JSON at line {line} column {30 if indent else 63}: " in bad.reason
+    at_fault = broken.split("\n")[line - 1]
+    column = len(at_fault) + 1 if indent else at_fault.index('{"role": "assistant"') + 1
+    assert f"broken JSON at line {line} column {column}: " in bad.reason
 
 
 def test_a_file_cut_inside_the_last_row_is_one_fault(tmp_path):
