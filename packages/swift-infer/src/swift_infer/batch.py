@@ -1,0 +1,191 @@
+"""`swift infer --val_dataset`: every row answered, written down, and counted."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swift_core.config.sections import DataSection
+from swift_core.config.training import short_name
+from swift_core.data.report import write_rejected
+from swift_core.data.sources import load_datasets
+from swift_core.errors import CheckpointError, DataError
+from swift_core.protocols import Engine, InferRequest, InferResponse, Message, Sample
+from swift_infer.checkpoint import Checkpoint
+from swift_infer.config import InferConfig
+from swift_infer.results import ResultFile
+
+_WRITE_FACTOR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A row without its last answer.
+
+    Attributes:
+        messages: the prompt.
+        labels: the reference answer, where the row has one.
+        sample: the row.
+    """
+
+    messages: list[Message]
+    labels: str | None
+    sample: Sample
+
+    def request(self) -> InferRequest:
+        """Return the row as engines take it."""
+        return InferRequest(self.messages, self.sample.tools)
+
+    def result(self, response: InferResponse, model: str) -> dict[str, Any]:
+        """Return the line of the result file."""
+        choice = response.choices[0]
+        return {
+            "response": choice.message.content,
+            "messages": [*self.messages, choice.message.as_message()],
+            "labels": self.labels,
+            "finish_reason": choice.finish_reason,
+            "usage": {
+                "prompt_tokens": response.usage.prompt_tokens,
+                "completion_tokens": response.usage.completion_tokens,
+                "total_tokens": response.usage.total_tokens,
+            },
+            "model": model,
+            "origin": self.sample.origin,
+            **({"extra": self.sample.extra} if self.sample.extra else {}),
+        }
+
+
+def as_question(sample: Sample) -> Question:
+    """Take the last answer off a row and keep it as its reference."""
+    messages = [_bare(message) for message in sample.messages]
+    if messages and messages[-1]["role"] == "assistant":
+        return Question(messages[:-1], messages[-1]["content"], sample)
+    return Question(messages, None, sample)
+
+
+def _bare(message: Message) -> Message:
+    bare = Message(role=message["role"], content=message["content"])
+    if "tool_calls" in message:
+        bare["tool_calls"] = message["tool_calls"]
+    return bare
+
+
+def answer_dataset(config: InferConfig, checkpoint: Checkpoint | None, build_engine: Callable[[], Engine]) -> int:
+    """Answer all rows and return the exit code.
+
+    Rows and result file are checked before the model is loaded.
+
+    Raises:
+        DataError: for bad rows, or a result file of other rows.
+        NotFoundError: when a data set is absent.
+        SwiftError: when the model cannot be loaded or a row cannot be answered.
+    """
+    path = _result_path(config, checkpoint)
+    questions = _questions(config, checkpoint, path)
+    model = config.loading.adapters[0] if config.loading.adapters else str(config.loading.model)
+    results = ResultFile(path, prompts=[question.messages for question in questions], model=model)
+    try:
+        if results.done:
+            sys.stderr.write(f"{path}: {results.done} of {len(questions)} rows are answered already\n")
+        if results.done < len(questions):
+            _answer_rest(config, questions, results, model, build_engine)
+    finally:
+        results.close()
+    sys.stderr.write(f"answers: {path}\n")
+    return 0
+
+
+def _answer_rest(
+    config: InferConfig, questions: Sequence[Question], results: ResultFile, model: str, build_engine: Callable[[], Engine]
+) -> None:
+    engine = build_engine()
+    request = config.generation.as_request()
+    size = config.inference.write_batch_size or _WRITE_FACTOR * config.inference.max_batch_size
+    progress = Progress(total=len(questions), done=results.done)
+    try:
+        for start in range(results.done, len(questions), size):
+            part = questions[start : start + size]
+            responses = engine.infer([question.request() for question in part], request)
+            results.append([question.result(response, model) for question, response in zip(part, responses, strict=True)])
+            progress.add(responses)
+    finally:
+        engine.close()
+    progress.finish()
+
+
+def _questions(config: InferConfig, checkpoint: Checkpoint | None, path: Path) -> list[Question]:
+    data = _data_section(config, checkpoint)
+    loaded = load_datasets(data, config.loading, need_answer=False)
+    sys.stderr.write(loaded.report.summary() + "\n")
+    if loaded.report.bad and data.on_bad_row == "quarantine":
+        rejected = path.with_name("rejected.jsonl")
+        sys.stderr.write(f"{write_rejected(loaded.report, rejected)} bad rows are in {rejected}\n")
+    questions = [as_question(sample) for sample in loaded.val[: config.inference.val_dataset_sample]]
+    for question in questions:
+        if not question.messages:
+            raise DataError(
+                "the row holds an answer but no question", location=question.sample.origin, fix="give rows with a user message"
+            )
+    return questions
+
+
+def _data_section(config: InferConfig, checkpoint: Checkpoint | None) -> DataSection:
+    if not config.inference.load_data_args:
+        return DataSection(**{name: getattr(config.data, name) for name in type(config.data).model_fields})
+    args = checkpoint.args if checkpoint else {}
+    values = {name: args[name] for name in DataSection.model_fields if args.get(name) is not None}
+    data = DataSection(**values)
+    if not data.val_dataset and not data.split_dataset_ratio:
+        where = str(checkpoint.folder) if checkpoint else str(config.loading.model)
+        raise CheckpointError(f"the run of {where!r} had no evaluation data", fix="give --val_dataset FILE instead of --load_data_args")
+    return data
+
+
+def _result_path(config: InferConfig, checkpoint: Checkpoint | None) -> Path:
+    if config.inference.result_path:
+        return Path(config.inference.result_path).expanduser()
+    name = time.strftime("%Y%m%d-%H%M%S") + ".jsonl"
+    if checkpoint is not None and checkpoint.args:
+        return checkpoint.folder / "infer_result" / name
+    return Path("infer_result") / short_name(str(config.loading.model)) / name
+
+
+@dataclass(slots=True)
+class Progress:
+    """One line on stderr: rows, tokens a second, time left."""
+
+    total: int
+    done: int
+    tokens: int = 0
+    cut: int = 0
+    fresh: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, responses: Sequence[InferResponse]) -> None:
+        """Count a batch and show where things stand."""
+        self.done += len(responses)
+        self.fresh += len(responses)
+        self.tokens += sum(response.usage.completion_tokens for response in responses)
+        self.cut += sum(response.choices[0].finish_reason == "length" for response in responses)
+        seconds = max(time.monotonic() - self.started, 1e-6)
+        left = seconds / self.fresh * (self.total - self.done)
+        end = "\r" if sys.stderr.isatty() else "\n"
+        sys.stderr.write(f"{self.done}/{self.total} rows, {self.tokens / seconds:.1f} tokens/s, {_clock(left)} left {end}")
+        sys.stderr.flush()
+
+    def finish(self) -> None:
+        """Write the summary."""
+        seconds = max(time.monotonic() - self.started, 1e-6)
+        cut = f", {self.cut} cut off at --max_new_tokens or the end of the context" if self.cut else ""
+        rate = self.tokens / seconds
+        sys.stderr.write(f"answered {self.fresh} rows with {self.tokens} tokens in {_clock(seconds)} ({rate:.1f} tokens/s){cut}\n")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,62 @@
+"""What `swift infer` and `swift deploy` do once their settings are known."""
+
+from __future__ import annotations
+
+import sys
+
+from swift_core.plugins import load_plugin_files
+from swift_core.protocols import Engine
+from swift_core.registry import ENGINES
+from swift_infer.checkpoint import adopt_checkpoint
+from swift_infer.config import DeployConfig, InferConfig
+
+
+def run_infer(config: InferConfig) -> int:
+    """Answer a data set, or chat in the terminal when there is none.
+
+    Raises:
+        SwiftError: when the model, the rows or the result file cannot be used.
+    """
+    load_plugin_files(config.launch.external_plugins)
+    checkpoint, notes = adopt_checkpoint(config)
+    _say(notes)
+    if config.is_batch:
+        from swift_infer.batch import answer_dataset
+
+        return answer_dataset(config, checkpoint, lambda: _build_engine(config))
+    from swift_infer.chat.terminal import TerminalChat
+
+    engine = _build_engine(config)
+    try:
+        return TerminalChat(engine, config.generation.as_request(), stream=config.inference.stream is not False).run()
+    finally:
+        engine.close()
+
+
+def run_deploy(config: DeployConfig) -> int:
+    """Serve the model until SIGTERM or SIGINT.
+
+    Raises:
+        SwiftError: when the port is taken or the model cannot be loaded.
+    """
+    load_plugin_files(config.launch.external_plugins)
+    _, notes = adopt_checkpoint(config)
+    _say(notes)
+    from swift_core.errors import MissingDependencyError
+
+    try:
+        from swift_infer.server.serve import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn", "starlette"):
+            raise
+        raise MissingDependencyError(error.name, needed_for="`swift deploy`", install="swift-infer[serve]") from error
+    return serve(config, lambda: _build_engine(config))
+
+
+def _build_engine(config: InferConfig | DeployConfig) -> Engine:
+    return ENGINES.load(config.inference.infer_backend)(config.engine_config())
+
+
+def _say(notes: list[str]) -> None:
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")

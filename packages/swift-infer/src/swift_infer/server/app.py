@@ -1,0 +1,145 @@
+"""The routes: chat completions, models, health."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from swift_core.config.training import short_name
+from swift_core.errors import SwiftError
+from swift_core.protocols import Engine, RequestConfig
+from swift_infer.config import LOOPBACK, ServerSection
+from swift_infer.server.admission import Admission, QueueFullError
+from swift_infer.server.completions import Completion, answer_whole, describe, open_stream
+from swift_infer.server.gate import BodyTooLargeError, Gate, too_large
+from swift_infer.server.wire import ChatCompletionRequest, error_body
+
+_INVALID = "invalid_request_error"
+
+
+class ApiError(Exception):
+    """A refusal in the OpenAI shape."""
+
+    def __init__(self, status: int, message: str, *, kind: str = _INVALID, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(message, kind=kind, code=code, param=param)
+
+
+def create_app(engine: Engine, settings: ServerSection, defaults: RequestConfig, *, context_length: int | None = None) -> FastAPI:
+    """Return the application.
+
+    Args:
+        engine: answers the requests, one at a time.
+        settings: limits, key and names.
+        defaults: how to answer where a request does not say.
+        context_length: most tokens of prompt and answer together, for /v1/models and to refuse larger `max_tokens` at once.
+    """
+    app = FastAPI(title="swift", docs_url=None, redoc_url=None, openapi_url=None)
+    name = settings.served_model_name or short_name(engine.model_name)
+    admission = Admission(settings.max_queue)
+    created = int(time.time())
+    app.state.admission = admission
+    app.state.model_name = name
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_card()]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        _check_model(model, name)
+        return _card()
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        body = await _read_body(request, settings)
+        _check(body, name, settings, context_length)
+        completion = Completion(engine, admission, body.infer_request(), body.request_config(defaults), name)
+        if not body.stream:
+            return await answer_whole(completion, request)
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return await open_stream(completion, request, include_usage=usage)
+
+    def _card() -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": settings.owned_by, "max_model_len": context_length}
+
+    _add_error_handlers(app, settings)
+    local_only = settings.api_key is None and settings.host in LOOPBACK
+    app.add_middleware(Gate, api_key=settings.api_key, max_bytes=settings.max_request_bytes, local_only=local_only)
+    return app
+
+
+async def _read_body(request: Request, settings: ServerSection) -> ChatCompletionRequest:
+    # Browsers send other content types across origins without asking first.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(400, "the content type must be application/json", param="content-type")
+    raw = await request.body()
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    messages: Any = value.get("messages") if isinstance(value, dict) else None
+    if isinstance(messages, list) and len(messages) > settings.max_messages:
+        raise ApiError(400, f"{len(messages)} messages are given, at most {settings.max_messages} are allowed", param="messages")
+    try:
+        return ChatCompletionRequest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or None
+        raise ApiError(400, f"{where or 'body'}: {first['msg']}", param=where) from error
+
+
+def _check_model(given: str, name: str) -> None:
+    if given != name:
+        raise ApiError(404, f"there is no model {given!r} here; this server has {name!r}", code="model_not_found", param="model")
+
+
+def _check(body: ChatCompletionRequest, name: str, settings: ServerSection, context_length: int | None) -> None:
+    _check_model(body.model, name)
+    field = body.unsupported()
+    if field is not None:
+        raise ApiError(400, f"{field} is not supported by this server", code="unsupported_parameter", param=field)
+    if (body.n or 1) > settings.max_n:
+        raise ApiError(400, f"n is {body.n}, at most {settings.max_n} is allowed", param="n")
+    for field in ("max_completion_tokens", "max_tokens"):
+        wanted = getattr(body, field)
+        if wanted is not None and context_length is not None and wanted > context_length:
+            raise ApiError(400, f"{field} is {wanted}, but the model's context has {context_length} tokens", param=field)
+
+
+def _add_error_handlers(app: FastAPI, settings: ServerSection) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> Response:
+        return JSONResponse(error.body, error.status)
+
+    @app.exception_handler(QueueFullError)
+    async def full(_: Request, error: QueueFullError) -> Response:
+        body = error_body("too many requests are waiting; try again shortly", kind="rate_limit_error", code="queue_full")
+        return JSONResponse(body, 429, {"Retry-After": "1"})
+
+    @app.exception_handler(BodyTooLargeError)
+    async def large(_: Request, error: BodyTooLargeError) -> Response:
+        return JSONResponse(too_large(settings.max_request_bytes), 413)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        return JSONResponse(error_body(str(error.detail), kind=_INVALID), error.status_code, error.headers)
+
+    async def failed(_: Request, error: Exception) -> Response:
+        status, body = describe(error)
+        return JSONResponse(body, status)
+
+    # Starlette raises what the handler of Exception has answered once more, so that of SwiftError is registered by itself.
+    app.add_exception_handler(SwiftError, failed)
+    app.add_exception_handler(Exception, failed)

@@ -1,0 +1,118 @@
+"""`swift deploy`: the port, the model, the server, the end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from swift_core.errors import LaunchError
+from swift_core.protocols import Engine
+from swift_infer.config import LOOPBACK, DeployConfig, ServerSection
+from swift_infer.server.app import create_app
+
+_BACKLOG = 2048
+
+
+def serve(config: DeployConfig, build_engine: Callable[[], Engine]) -> int:
+    """Load the model and answer requests until SIGTERM or SIGINT, then let running requests finish.
+
+    Raises:
+        LaunchError: when the port cannot be used.
+        SwiftError: when the model cannot be loaded.
+    """
+    settings = config.server
+    listener = open_port(settings.host, settings.port)
+    try:
+        engine = build_engine()
+    except BaseException:
+        listener.close()
+        raise
+    try:
+        app = create_app(engine, settings, config.generation.as_request(), context_length=getattr(engine, "context_length", None))
+        _listen(listener, settings)
+        _announce(listener, settings, app.state.model_name)
+        with _quiet_signals():
+            _server(app, settings).run(sockets=[listener])
+    finally:
+        listener.close()
+        engine.close()
+    return 0
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """Return a bound socket that does not listen yet: clients are refused rather than kept waiting while the model loads.
+
+    Raises:
+        LaunchError: when the address does not exist or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise LaunchError(f"--host {host}: there is no such address ({error})", fix="--host 127.0.0.1") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _port_error(host, port, error) from error
+    return listener
+
+
+def _listen(listener: socket.socket, settings: ServerSection) -> None:
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise _port_error(settings.host, settings.port, error) from error
+
+
+def _port_error(host: str, port: int, error: OSError) -> LaunchError:
+    if error.errno == errno.EADDRINUSE:
+        return LaunchError(f"port {port} on {host} is in use by another program", fix="stop it, choose another --port, or --port 0 for a free one")
+    if error.errno == errno.EACCES:
+        return LaunchError(f"port {port} needs rights that this user does not have", fix="choose a --port above 1023")
+    return LaunchError(f"cannot listen on {host} port {port}: {error.strerror}", fix="choose another --host or --port")
+
+
+def _announce(listener: socket.socket, settings: ServerSection, name: str) -> None:
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    sys.stderr.write(f"serving {name!r} at http://{host}:{port}/v1 ({'with' if settings.api_key else 'without'} a key); Ctrl-C stops\n")
+    if settings.api_key is None and settings.host not in LOOPBACK:
+        sys.stderr.write("warning: everyone who can reach this address can use the model\n")
+    sys.stderr.flush()
+
+
+def _server(app: Any, settings: ServerSection) -> uvicorn.Server:
+    logging.getLogger("swift_infer").setLevel(settings.log_level.upper())
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level=settings.log_level,
+            timeout_graceful_shutdown=settings.shutdown_timeout,
+            server_header=False,
+        )
+    )
+
+
+@contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Make a drained server an ordinary end: uvicorn raises the signal that stopped it once more when it is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
