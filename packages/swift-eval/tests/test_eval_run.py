@@ -58,13 +58,14 @@ def test_two_of_four_right_is_one_half_and_failed_metrics_are_left_out(fake_open
 def test_limit_is_obeyed_and_python_gives_the_evaluation(fake_openai, tmp_path):
     from swift_eval.cli import evaluate
 
-    config = EvalConfig(
-        model="fake",
-        eval_url=fake_openai.url + "/chat/completions",
-        eval_dataset=["general_mcq"],
-        eval_dataset_args={"general_mcq": {"local_path": str(_mcq(tmp_path, "ABBB"))}},
-        eval_limit=2,
-    )
+    values = {
+        "model": "fake",
+        "eval_url": fake_openai.url + "/chat/completions",
+        "eval_dataset": ["general_mcq"],
+        "eval_dataset_args": {"general_mcq": {"local_path": str(_mcq(tmp_path, "ABBB"))}},
+        "eval_limit": 2,
+    }
+    config = EvalConfig(**values)
     evaluation = evaluate(config, tmp_path / "run")
     assert (evaluation.results[0].score, evaluation.results[0].count) == (0.5, 2)
     assert evaluation.endpoint == fake_openai.url
@@ -125,7 +126,7 @@ def test_extra_arguments_that_have_a_flag_are_refused():
 
 def test_every_missing_setting_is_reported_at_once():
     with pytest.raises(ConfigError) as caught:
-        EvalConfig(eval_dataset_args={"arc": {}}, eval_url="localhost:8000")
+        EvalConfig(**{"eval_dataset_args": {"arc": {}}, "eval_url": "localhost:8000"})
     assert [problem.where for problem in caught.value.problems] == ["--model", "--eval_url", "--eval_dataset", "--eval_dataset_args"]
 
 
