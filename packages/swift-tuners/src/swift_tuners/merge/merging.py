@@ -1,0 +1,116 @@
+"""Folding an adapter into its base model, with proof that the answers stay the same."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from swift_core.errors import CheckpointError, ModelError
+from swift_core.models.dtype import parse_dtype, saved_dtype
+from swift_core.models.loading import load_model, load_tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from swift_tuners import adapters
+from swift_tuners.api import Swift
+from swift_tuners.config import MergeConfig
+from swift_tuners.merge.agreement import Agreement, compare, logits_of, prompt_ids
+from swift_tuners.merge.folder import check_target, tokenizer_source, write_args, write_model, write_report, written_aside
+from swift_tuners.merge.sources import Sources, find_sources
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What came out.
+
+    Attributes:
+        folder: the merged model.
+        base: folder of the base model.
+        adapter: folder of the adapter.
+        dtype: number type of the weights.
+        effect: base model against base with adapter: what the adapter does.
+        merged: base with adapter against merged weights: what merging changed.
+        reloaded: merged weights against the folder loaded again: what writing changed.
+    """
+
+    folder: Path
+    base: Path
+    adapter: Path
+    dtype: str
+    effect: Agreement
+    merged: Agreement
+    reloaded: Agreement
+
+
+def merge(config: MergeConfig) -> MergeReport:
+    """Write the merged model and return how well it agrees with the adapter on its base.
+
+    Raises:
+        NotFoundError: when adapter or base model are absent.
+        ModelError: when the base model cannot take merged weights.
+        CheckpointError: when the target may not be written or the answers differ; nothing is left behind.
+    """
+    sources = find_sources(config)
+    checkpoint = sources.adapter
+    chosen = config.merging.output_dir
+    target = Path(chosen).expanduser() if chosen else checkpoint.resolve().with_name(checkpoint.resolve().name + "-merged")
+    check_target(target, exist_ok=config.merging.exist_ok, sources=(sources.adapter, sources.base))
+    dtype = parse_dtype(sources.section.torch_dtype) or saved_dtype(sources.base)
+    tokenizer = load_tokenizer(tokenizer_source(checkpoint, sources.base), trust_remote_code=sources.section.trust_remote_code)
+    inputs = prompt_ids(tokenizer)
+
+    model, effect, merged, expected = _merge_in_memory(sources, dtype, inputs)
+    with written_aside(target) as aside:
+        write_model(aside, model, tokenizer, base=sources.base, adapter=checkpoint, max_shard_size=config.merging.max_shard_size)
+        # One copy of the weights in memory at a time.
+        del model
+        gc.collect()
+        again = load_model(sources.section, aside, dtype=dtype)
+        reloaded = compare(expected, logits_of(again, inputs))
+        _demand(reloaded, dtype, "the folder, loaded again, answers differently from the merged model")
+        name = str(dtype).removeprefix("torch.")
+        write_args(aside, sources.args, target=target, dtype=name)
+        report = MergeReport(target, sources.base, checkpoint, name, effect, merged, reloaded)
+        write_report(aside, {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report).items()})
+    return report
+
+
+def _merge_in_memory(
+    sources: Sources, dtype: torch.dtype, inputs: list[Tensor]
+) -> tuple[PreTrainedModel, Agreement, Agreement, list[Tensor]]:
+    """Return the merged model, what the adapter does, what merging changed, and the merged model's logits."""
+    base = load_model(sources.section, sources.base, dtype=dtype)
+    if getattr(base, "is_quantized", False):
+        raise ModelError(
+            f"{str(sources.base)!r} holds quantised weights, which cannot take an update exactly",
+            fix="add --model with the model that was quantised",
+        )
+    without = logits_of(base, inputs)
+    adapted = adapters.load(base, sources.adapter, trainable=False)
+    unmerged = logits_of(adapted, inputs)
+    model = cast(PreTrainedModel, Swift.merge_and_unload(adapted))
+    expected = logits_of(model, inputs)
+    effect, merged = compare(without, unmerged), compare(unmerged, expected)
+    _demand(merged, dtype, "the merged model answers differently from the adapter on its base")
+    if effect.max_difference < merged.max_difference:
+        logger.warning(
+            "rounding to %s changed the logits by up to %.3g, the adapter itself only by %.3g: merge with --torch_dtype float32 to keep it",
+            str(dtype).removeprefix("torch."),
+            merged.max_difference,
+            effect.max_difference,
+        )
+    return model, effect, merged, expected
+
+
+def _demand(agreement: Agreement, dtype: torch.dtype, what: str) -> None:
+    if not agreement.within(dtype):
+        raise CheckpointError(
+            f"{what}: {agreement}; nothing was written",
+            fix="merge with --torch_dtype float32; if that differs too, the adapter cannot be folded into this model",
+        )
