@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download  # pyright: ignore[reportUnknownVariableType]  (its annotations are partial)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -64,7 +64,7 @@ class HuggingFaceHub:
             return local
         api = HfApi(endpoint=endpoint, token=token)
         try:
-            info = self._retrying(lambda: api.repo_info(repo_id, repo_type=kind, revision=revision))
+            info: Any = self._retrying(lambda: api.repo_info(repo_id, repo_type=kind, revision=revision))
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             problem = _translate(error, wanted, endpoint)
             local = self._local(wanted) if _temporary(error) else None

@@ -11,7 +11,10 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import requests
-from modelscope.hub.snapshot_download import dataset_snapshot_download, snapshot_download
+from modelscope.hub.snapshot_download import (  # pyright: ignore[reportMissingTypeStubs]
+    dataset_snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+    snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from swift_core.errors import HubError, NotFoundError
 from swift_core.hub.cache import cache_root
@@ -75,10 +78,17 @@ def _endpoint() -> str | None:
 
 
 def _download(wanted: Wanted, endpoint: str | None, token: str | None) -> str:
+    # Read at call time: the library reads its environment once, at import.
+    cache = os.environ.get("MODELSCOPE_CACHE")
     if wanted.kind == "dataset":
-        return dataset_snapshot_download(wanted.repo_id, revision=wanted.revision, token=token, endpoint=endpoint)
+        return dataset_snapshot_download(wanted.repo_id, revision=wanted.revision, cache_dir=cache, token=token, endpoint=endpoint)
     return snapshot_download(
-        wanted.repo_id, revision=wanted.revision, token=token, endpoint=endpoint, ignore_patterns=list(SKIPPED_IN_MODELS)
+        wanted.repo_id,
+        revision=wanted.revision,
+        cache_dir=cache,
+        token=token,
+        endpoint=endpoint,
+        ignore_patterns=list(SKIPPED_IN_MODELS),
     )
 
 

@@ -203,7 +203,7 @@ def _load_error(error: Exception, folder: Path, config: PretrainedConfig) -> Mod
         return _remote_code_error(folder)
     if "Unrecognized configuration class" in text:
         return ModelError(
-            f"{str(folder)!r}: transformers {transformers.__version__} has no text generation model for the architecture {config.model_type!r}",
+            f"{str(folder)!r}: transformers {transformers.__version__} generates no text with the architecture {config.model_type!r}",
             fix="give a causal language model, or update transformers",
         )
     if "attn_implementation" in text and isinstance(error, ValueError):
