@@ -109,6 +109,11 @@ class Registry(Generic[S]):
             raise RegistryError(f"unknown {self.name} entry {name!r}", fix=self._advice(name))
         return spec
 
+    def absent(self) -> dict[str, str]:
+        """Return names that are known but come with a package that is not installed, with that package."""
+        self._discover()
+        return {name: package for name, package in self._packages.items() if name not in self}
+
     def _advice(self, name: str) -> str:
         if name in self._packages:
             return f"pip install '{self._packages[name]}'"

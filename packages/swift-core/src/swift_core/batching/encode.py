@@ -64,16 +64,21 @@ class EncodeReport:
             )
         if self.longest[0]:
             lines.append(f"longest sample: {self.longest[0]:,} tokens" + (f" ({self.longest[1]})" if self.longest[1] else ""))
+        limit = f"{self.max_length:,} tokens (--max_length)" if self.max_length else ""
         counts = (
-            (self.too_long, f"dropped: longer than --max_length {self.max_length}"),
-            (self.truncated, f"cut to --max_length {self.max_length}"),
-            (self.split, f"split into {self.pieces:,} pieces of at most {self.max_length} tokens"),
+            (self.too_long, f"dropped: longer than {limit}"),
+            (self.truncated, f"cut to {limit}"),
+            (self.split, f"split into {self.pieces:,} pieces of at most {limit}"),
             (self.all_masked, "dropped: no token of them is trained"),
             (self.bad, f"dropped: cannot be rendered; the first one: {self.first_bad}"),
         )
-        lines += [f"{count:,} samples {what}" for count, what in counts if count]
-        lines += [f"{count:,} samples: {note}" for note, count in self.notes.most_common()]
+        lines += [f"{_samples(count)} {what}" for count, what in counts if count]
+        lines += [f"{_samples(count)}: {note}" for note, count in self.notes.most_common()]
         return "\n".join(lines)
+
+
+def _samples(count: int) -> str:
+    return f"{count:,} sample{'' if count == 1 else 's'}"
 
 
 def encode_samples(
@@ -136,7 +141,8 @@ def _encoded(
                 marked = template.mark(sample)
             except TemplateError as error:
                 if on_bad_row == "fail":
-                    raise
+                    fix = f"{error.fix or 'mend the row'}; or leave such rows out with --on_bad_row skip"
+                    raise TemplateError(error.message, fix=fix) from error
                 report.first_bad = report.first_bad or error.message
                 report.bad += 1
                 continue

@@ -72,19 +72,27 @@ def length_histogram(lengths: Sequence[int], *, limit: int | None = None, width:
     if not lengths:
         return "no samples"
     ordered = sorted(lengths)
-    step = _round_step((ordered[-1] - ordered[0]) / _BINS)
+    # A few very long samples must not squeeze all others into one bar.
+    usual = ordered[round(0.99 * (len(ordered) - 1))]
+    step = _round_step((usual - ordered[0]) / _BINS)
     start = ordered[0] // step * step
-    counts = [0] * ((ordered[-1] - start) // step + 1)
+    counts = [0] * ((usual - start) // step + 1)
+    rest = 0
     for length in ordered:
-        counts[(length - start) // step] += 1
+        number = (length - start) // step
+        if number < len(counts):
+            counts[number] += 1
+        else:
+            rest += 1
+    bins = [(start + number * step, start + (number + 1) * step - 1, count) for number, count in enumerate(counts)]
+    if rest:
+        bins.append((bins[-1][1] + 1, ordered[-1], rest))
     digits, most = len(f"{ordered[-1]:,}"), max(counts)
     lines = [f"length in tokens: {_quantiles(ordered)}"]
-    for number, count in enumerate(counts):
-        low = start + number * step
-        high = low + step - 1
+    for low, high, count in bins:
         bar = "█" * (-(-count * width // most))
-        beyond = "" if limit is None or high <= limit else f"  over {limit:,}" if low > limit else f"  partly over {limit:,}"
-        lines.append(f"  {low:>{digits},} - {high:>{digits},} | {bar:<{width}} {count:,}{beyond if count else ''}".rstrip())
+        beyond = "" if limit is None or high <= limit or not count else f"  over {limit:,}" if low > limit else f"  partly over {limit:,}"
+        lines.append(f"  {low:>{digits},} - {high:>{digits},} | {bar:<{width}} {count:,}{beyond}")
     return "\n".join(lines)
 
 

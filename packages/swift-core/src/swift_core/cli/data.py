@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swift_core.cli.run import run_config_command
 from swift_core.config.preview import PreviewConfig
@@ -78,7 +78,8 @@ def _prepared(config: PreviewConfig) -> tuple[str, str]:
     template = build_template(tokenizer, config.chat)
     limit = config.chat.max_length
     if limit is None:
-        limit = max_model_length(AutoConfig.from_pretrained(folder, trust_remote_code=remote, local_files_only=True), tokenizer)
+        auto_config: Any = AutoConfig
+        limit = max_model_length(auto_config.from_pretrained(folder, trust_remote_code=remote, local_files_only=True), tokenizer)
     policy = "fail" if config.data.on_bad_row == "fail" else "skip"
     statistics = f"\nrows: {data.report.summary()}\n"
     samples: list[EncodedSample] = []

@@ -16,6 +16,7 @@ from swift_core.registry import TEMPLATES
 from swift_core.templates.loss_scale import LossScale, choose_messages
 from swift_core.templates.mask import IGNORED, Span, TurnEnd, complement, find_answers, label_by_offsets, label_by_prefixes, probe_turn_end
 from swift_core.templates.rendering import Renderer, without_marks
+from swift_core.templates.tools import with_tool_turns
 
 Tools = list[dict[str, Any]]
 
@@ -108,9 +109,12 @@ class ChatTemplate:
         Raises:
             TemplateError: when the chat template refuses the messages.
         """
-        return self._text(self._with_system(messages), tools, add_generation_prompt)
+        return self._text(self._completed(messages), tools, add_generation_prompt)
 
-    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def _completed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return the messages as the template takes them: with the default system message, and tool turns in its form."""
+        if self.use_chat_template:
+            messages = with_tool_turns(messages)
         if self.system is None or (messages and messages[0]["role"] == "system"):
             return messages
         return [{"role": "system", "content": self.system}, *messages]
@@ -128,8 +132,8 @@ class ChatTemplate:
         Raises:
             TemplateError: when the messages cannot be rendered or masked; the message starts with the sample's origin.
         """
-        messages = self._with_system(sample.messages)
         try:
+            messages = self._completed(sample.messages)
             trained, untrained = choose_messages(messages, self.loss_scale)
             wanted = untrained if self.loss_scale == "all" else trained
             if self._renderer is None:
@@ -248,7 +252,7 @@ class ChatTemplate:
             TemplateError: when the chat template refuses the messages.
         """
         if self._renderer is not None:
-            _check_tool_calls(self._renderer, messages, tools)
+            _check_tool_calls(self._renderer, with_tool_turns(messages), tools)
         ids = self._ids(self.render(messages, tools, add_generation_prompt=True))
         return ids if self.use_chat_template else [*self._bos, *ids]
 

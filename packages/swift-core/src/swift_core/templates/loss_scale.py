@@ -10,6 +10,9 @@ from swift_core.protocols import Message
 
 LossScale = Literal["default", "last_round", "all"]
 
+# Joined texts keep tool calls as turns of their own; chat templates get them inside assistant messages.
+_ANSWERS = ("assistant", "tool_call")
+
 
 def choose_messages(messages: Sequence[Message], loss_scale: LossScale) -> tuple[list[int], list[int]]:
     """Return the indices of the assistant messages that are trained, and of those that are not.
@@ -26,7 +29,7 @@ def choose_messages(messages: Sequence[Message], loss_scale: LossScale) -> tuple
     untrained: list[int] = []
     for index, message in enumerate(messages):
         own = message.get("loss")
-        if message["role"] != "assistant":
+        if message["role"] not in _ANSWERS:
             if own is not None and own != (loss_scale == "all"):
                 raise TemplateError(
                     f"message {index + 1} has loss: {str(own).lower()}, but its role is {message['role']!r}",
