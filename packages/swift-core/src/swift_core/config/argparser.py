@@ -92,10 +92,10 @@ def _flag(name: str, values: list[str], settings: Mapping[str, Setting], parsed:
     elif name == "config":
         parsed.files += [Path(value) for value in values]
     elif name in settings:
-        parsed.values[name] = _convert(settings[name], values, parsed)
+        _record(settings[name], values, parsed)
     elif name in ALIASES and ALIASES[name] in settings:
         parsed.hints.append(f"--{name} is called --{ALIASES[name]} here")
-        parsed.values[ALIASES[name]] = _convert(settings[ALIASES[name]], values, parsed)
+        _record(settings[ALIASES[name]], values, parsed)
     elif name.startswith("no_") and name[3:] in settings and settings[name[3:]].shape == "bool" and not values:
         parsed.values[name[3:]] = False
     else:
@@ -109,13 +109,21 @@ def _print_config(values: list[str], parsed: ParsedWords) -> None:
     parsed.print_config = form
 
 
+def _record(setting: Setting, values: list[str], parsed: ParsedWords) -> None:
+    known = len(parsed.problems)
+    value = _convert(setting, values, parsed)
+    if len(parsed.problems) == known:
+        parsed.values[setting.name] = value
+
+
 def _convert(setting: Setting, values: list[str], parsed: ParsedWords) -> Any:
     if setting.shape == "bool":
         return _boolean(setting.name, values, parsed)
     if setting.shape == "list":
         return _list(setting, values, parsed)
     if len(values) != 1:
-        given = f"got {len(values)}: {' '.join(values)}" if values else "got none"
+        shown = "" if setting.secret else f": {' '.join(values)}"
+        given = f"got {len(values)}{shown}" if values else "got none"
         quote = " (put quotes around a text with spaces)" if values else ""
         parsed.problems.append(Problem(f"--{setting.name}", f"takes one value, {given}", f"--{setting.name} {setting.metavar}{quote}"))
         return None

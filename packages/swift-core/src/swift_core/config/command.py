@@ -149,8 +149,8 @@ def _settings(cls: type[CommandConfig]) -> dict[str, Setting]:
 
 def _section_order(cls: type[CommandConfig]) -> list[str]:
     # What a command adds (model, data) comes before what it inherits (training loop).
-    depth = {name: place for place, base in reversed(list(enumerate(cls.__mro__))) for name in base.__dict__.get("__annotations__", {})}
-    return sorted(cls.model_fields, key=lambda name: depth.get(name, len(cls.__mro__)))
+    inherited = [base.model_fields for base in cls.__mro__ if issubclass(base, CommandConfig)]
+    return sorted(cls.model_fields, key=lambda name: -sum(name in fields for fields in inherited), reverse=True)
 
 
 @cache

@@ -38,7 +38,10 @@ def option(
         help: one line for `--help`, docs and forms.
         basic: whether plain `--help` lists it (`--help_all` lists all).
         secret: whether it is masked wherever the configuration is shown or saved.
-        ge, gt, le, lt: bounds of a number.
+        ge: least value of a number.
+        gt: value that a number must exceed.
+        le: greatest value of a number.
+        lt: value that a number must stay below.
     """
     extra: dict[str, Any] = {"basic": basic, "secret": secret}
     bounds: dict[str, Any] = {key: value for key, value in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if value is not None}

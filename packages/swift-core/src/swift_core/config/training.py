@@ -178,6 +178,12 @@ def _freezing_needs_full(config: SftConfig) -> Problem | None:
     return None
 
 
+def _bad_rows_limit(config: SftConfig) -> Problem | None:
+    if config.data.max_bad_rows is not None and config.data.on_bad_row == "fail":
+        return Problem("--max_bad_rows", "does nothing while the first bad row stops the run", "add --on_bad_row skip or quarantine")
+    return None
+
+
 COMBINATIONS = (
     _needs_model,
     _needs_dataset,
@@ -188,4 +194,5 @@ COMBINATIONS = (
     _none_alone,
     _full_has_no_adapters,
     _freezing_needs_full,
+    _bad_rows_limit,
 )

@@ -136,13 +136,13 @@ def _indented(text: str) -> list[str]:
 def _plan_lines(trainer: Trainer, model: nn.Module, world: World) -> list[str]:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
-    dtype = next(model.parameters()).dtype
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    devices = f"{world.device} x {world.size}" if world.size > 1 else str(world.device)
     shape = trainer.shape
+    parts = f"{shape.batch_size} a device x {shape.accumulation} accumulated x {shape.world_size} devices"
     return [
-        f"model: {total:,} parameters, {trainable:,} trained ({trainable / total:.2%}), {str(dtype).removeprefix('torch.')} on {world.device}"
-        + (f" x {world.size}" if world.size > 1 else ""),
-        f"plan: {trainer.total_steps} steps of {shape.samples_per_step} samples "
-        f"({shape.batch_size} a device x {shape.accumulation} accumulated x {shape.world_size} devices), {shape.steps_per_epoch} steps an epoch",
+        f"model: {total:,} parameters, {trainable:,} trained ({trainable / total:.2%}), {dtype} on {devices}",
+        f"plan: {trainer.total_steps} steps of {shape.samples_per_step} samples ({parts}), {shape.steps_per_epoch} steps an epoch",
         f"run folder: {trainer.run_dir}",
     ]
 
