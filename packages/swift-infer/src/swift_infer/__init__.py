@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swift_core.protocols import InferRequest, InferResponse, RequestConfig, TextDelta
+
     from swift_infer.engines.transformers import TransformersEngine
 
 _HOMES = {

@@ -15,6 +15,7 @@ from swift_core.data.report import write_rejected
 from swift_core.data.sources import load_datasets
 from swift_core.errors import CheckpointError, DataError
 from swift_core.protocols import Engine, InferRequest, InferResponse, Message, Sample
+
 from swift_infer.checkpoint import Checkpoint
 from swift_infer.config import InferConfig
 from swift_infer.results import ResultFile
@@ -127,9 +128,7 @@ def _questions(config: InferConfig, checkpoint: Checkpoint | None, path: Path) -
     questions = [as_question(sample) for sample in loaded.val[: config.inference.val_dataset_sample]]
     for question in questions:
         if not question.messages:
-            raise DataError(
-                "the row holds an answer but no question", location=question.sample.origin, fix="give rows with a user message"
-            )
+            raise DataError("the row holds an answer but no question", location=question.sample.origin, fix="give rows with a user message")
     return questions
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
-
 from swift_core.errors import CheckpointError, ConfigError, NotFoundError, Problem
 
 if TYPE_CHECKING:

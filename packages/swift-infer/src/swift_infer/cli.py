@@ -7,6 +7,7 @@ import sys
 from swift_core.plugins import load_plugin_files
 from swift_core.protocols import Engine
 from swift_core.registry import ENGINES
+
 from swift_infer.checkpoint import adopt_checkpoint
 from swift_infer.config import DeployConfig, InferConfig
 

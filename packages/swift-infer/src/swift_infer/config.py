@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-
 from swift_core.config.command import CommandConfig
 from swift_core.config.fields import Section, option
 from swift_core.config.sections import ModelSection
@@ -23,7 +22,9 @@ ENGINE_ALIASES = {"pt": "transformers"}
 class ChatSection(Section):
     """Template options."""
 
-    template: str | None = option(None, "named prompt format (see `swift list templates`); default: the model's own chat template", basic=True)
+    template: str | None = option(
+        None, "named prompt format (see `swift list templates`); default: the model's own chat template", basic=True
+    )
     system: str | None = option(None, "system message for conversations without one, or a .txt file that holds it", basic=True)
     max_length: int | None = option(None, "most tokens of prompt and answer together; default: what the model allows", ge=1)
     use_chat_template: bool = option(True, "render messages with the chat template; false joins their texts as they are")
@@ -34,7 +35,9 @@ class GenerationSection(Section):
     """Generation options."""
 
     max_new_tokens: int = option(512, "most tokens of one answer", basic=True, ge=1)
-    temperature: float | None = option(None, "0 takes the likeliest token; higher is more random; default: as the model says", basic=True, ge=0)
+    temperature: float | None = option(
+        None, "0 takes the likeliest token; higher is more random; default: as the model says", basic=True, ge=0
+    )
     top_k: int | None = option(None, "draw from this many likeliest tokens, 0 for all; default: as the model says", ge=0)
     top_p: float | None = option(
         None, "draw from the likeliest tokens that hold this share of probability; default: as the model says", gt=0, le=1
@@ -60,7 +63,9 @@ class RowsSection(Section):
     """Data options."""
 
     val_dataset: list[str] = option(
-        [], "data sets to answer: file, folder, hub id or known name, each with optional :subset and #count; default: chat in the terminal", basic=True
+        [],
+        "data sets to answer: file, folder, hub id or known name, each with optional :subset and #count; default: chat in the terminal",
+        basic=True,
     )
     val_dataset_shuffle: bool = option(False, "shuffle the rows of --val_dataset")
     data_seed: int = option(42, "seed of shuffling and sampling")
@@ -74,7 +79,9 @@ class RowsSection(Section):
 class InferSection(Section):
     """Inference options."""
 
-    infer_backend: str = option("transformers", "engine that runs the model (see `swift list engines`); pt is another name of transformers", basic=True)
+    infer_backend: str = option(
+        "transformers", "engine that runs the model (see `swift list engines`); pt is another name of transformers", basic=True
+    )
     load_args: bool = option(True, "take what is not given here from the args.json of a checkpoint")
     load_data_args: bool = option(False, "answer the evaluation data of the run that made the checkpoint")
     stream: bool | None = option(None, "show the answer while it is made; default: in the terminal chat", basic=True)
@@ -96,7 +103,9 @@ class DeviceSection(Section):
 class ServedModelSection(Section):
     """Inference options."""
 
-    infer_backend: str = option("transformers", "engine that runs the model (see `swift list engines`); pt is another name of transformers", basic=True)
+    infer_backend: str = option(
+        "transformers", "engine that runs the model (see `swift list engines`); pt is another name of transformers", basic=True
+    )
     load_args: bool = option(True, "take what is not given here from the args.json of a checkpoint")
 
 
@@ -114,7 +123,9 @@ class ServerSection(Section):
     max_request_bytes: int = option(4 * 2**20, "largest request body in bytes", ge=1024)
     max_queue: int = option(32, "requests that may wait while one is answered; more get status 429", ge=0)
     shutdown_timeout: int = option(30, "seconds that running requests get to finish after SIGTERM", ge=0)
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = option("info", "detail of the server log; prompts are never logged")
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = option(
+        "info", "detail of the server log; prompts are never logged"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,9 +173,7 @@ class InferConfig(CommandConfig):
 
     def engine_config(self) -> EngineConfig:
         """Return the part of the settings that the engine reads."""
-        return EngineConfig(
-            loading=self.loading, chat=self.chat, max_batch_size=self.inference.max_batch_size, use_cpu=self.launch.use_cpu
-        )
+        return EngineConfig(loading=self.loading, chat=self.chat, max_batch_size=self.inference.max_batch_size, use_cpu=self.launch.use_cpu)
 
 
 class DeployConfig(CommandConfig):
@@ -209,7 +218,9 @@ def _common_problems(config: InferConfig | DeployConfig) -> list[Problem]:
         ENGINES.get(config.inference.infer_backend)
     except RegistryError as error:
         names = ", ".join(ENGINES.names())
-        found.append(Problem("--infer_backend", f"no engine {config.inference.infer_backend!r} is installed", f"{error.fix}; installed: {names}"))
+        found.append(
+            Problem("--infer_backend", f"no engine {config.inference.infer_backend!r} is installed", f"{error.fix}; installed: {names}")
+        )
     return found
 
 

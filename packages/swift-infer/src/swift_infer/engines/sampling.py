@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from swift_core.protocols import RequestConfig
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -16,8 +17,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-
-from swift_core.protocols import RequestConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ def resolve_sampling(request: RequestConfig, own: Any) -> Sampling:
     """Return the request's values, and where it has none the model's own.
 
     Args:
+        request: how to answer.
         own: the model's `GenerationConfig`, or None.
     """
 
@@ -57,7 +57,8 @@ def resolve_sampling(request: RequestConfig, own: Any) -> Sampling:
         return default if found is None else found
 
     # A model that does not ask for sampling is greedy, whatever temperature its file happens to hold.
-    temperature = value(request.temperature, "temperature", 1.0) if request.temperature is not None or getattr(own, "do_sample", None) else 0.0
+    samples = request.temperature is not None or getattr(own, "do_sample", None)
+    temperature = value(request.temperature, "temperature", 1.0) if samples else 0.0
     return Sampling(
         temperature=float(temperature),
         top_k=int(value(request.top_k, "top_k", 0)),
@@ -71,8 +72,10 @@ def processors(sampling: Sampling, prompts: Sequence[Sequence[int]], seeds: Sequ
     """Return the steps from logits to scores whose arg max is the next token.
 
     Args:
+        sampling: how tokens are drawn.
         prompts: token ids of each row, without padding.
         seeds: seed of each row.
+        device: where the scores are.
     """
     steps = LogitsProcessorList()
     if sampling.repetition_penalty != 1.0:
@@ -109,7 +112,7 @@ class RepetitionPenalty(LogitsProcessor):
         self._prompts = prompts
         self._seen: torch.Tensor | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         """Return the scores [rows, vocabulary] after the penalty."""
         if self._seen is None:
             self._seen = torch.zeros_like(scores, dtype=torch.bool)
@@ -130,7 +133,7 @@ class GumbelNoise(LogitsProcessor):
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         """Return the scores [rows, vocabulary] plus noise."""
         noise = torch.empty_like(scores)
         for row, generator in zip(noise, self._generators, strict=True):

@@ -6,6 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -65,7 +66,8 @@ async def iterate_async(produce: Produce[T]) -> AsyncIterator[T]:
     aborted = threading.Event()
 
     def put(item: T | _End) -> None:
-        if not loop.is_closed():
+        # A loop that is closed has no one left to read.
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 
     _start(produce, put, aborted)

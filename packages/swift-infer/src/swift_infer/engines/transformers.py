@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
 from swift_core.config.sections import ModelSection, TemplateSection
 from swift_core.config.training import short_name
 from swift_core.errors import EngineError, ModelError, RequestError
-from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_dtype, resolve_model_folder
+from swift_core.models.dtype import resolve_dtype
+from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_model_folder
 from swift_core.protocols import AssistantMessage, ChatChoice, InferRequest, InferResponse, RequestConfig, TextDelta, Usage
 from swift_core.registry import TUNERS
 from swift_core.templates.chat import ChatTemplate, build_template
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
 from swift_infer.checkpoint import read_checkpoint
 from swift_infer.config import ChatSection, EngineConfig
 from swift_infer.engines.answer import Answer
@@ -203,7 +204,13 @@ class TransformersEngine:
             raise RequestError(f"max_tokens is {config.max_tokens} and n is {config.n}", fix="give 1 or more")
         stops = (*self.template.stop_words, *config.stop)
         return [
-            _Row(index, ids, row_seed(config.seed, index), Answer(self._decode, stop_ids=self.template.stop_token_ids, stops=stops, limit=room), room)
+            _Row(
+                index,
+                ids,
+                row_seed(config.seed, index),
+                Answer(self._decode, stop_ids=self.template.stop_token_ids, stops=stops, limit=room),
+                room,
+            )
             for index in range(config.n)
         ]
 
@@ -241,7 +248,9 @@ class TransformersEngine:
                 stopping_criteria=StoppingCriteriaList([progress]),
             )
         except torch.OutOfMemoryError as error:
-            raise EngineError(f"out of memory with {len(batch)} rows of {width} tokens", fix="lower --max_batch_size or --max_length") from error
+            raise EngineError(
+                f"out of memory with {len(batch)} rows of {width} tokens", fix="lower --max_batch_size or --max_length"
+            ) from error
 
     def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
         # Sampling, penalties and stops are ours; all else, such as suppressed tokens, stays as the model's own file says.
@@ -282,7 +291,7 @@ class _Progress(StoppingCriteria):
         self._emit = emit
         self._aborted = aborted
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
         """Return which rows are complete, [rows]."""
         for row, token in zip(self._batch, input_ids[:, -1].tolist(), strict=True):
             if row.answer.finish_reason is None:

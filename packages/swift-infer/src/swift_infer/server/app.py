@@ -10,10 +10,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-
 from swift_core.config.training import short_name
 from swift_core.errors import SwiftError
 from swift_core.protocols import Engine, RequestConfig
+
 from swift_infer.config import LOOPBACK, ServerSection
 from swift_infer.server.admission import Admission, QueueFullError
 from swift_infer.server.completions import Completion, answer_whole, describe, open_stream

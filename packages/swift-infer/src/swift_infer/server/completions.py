@@ -15,9 +15,9 @@ from typing import Any, TypeVar, cast
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
-
 from swift_core.errors import EngineError, RequestError, TemplateError
 from swift_core.protocols import Engine, InferRequest, RequestConfig, TextDelta, Usage
+
 from swift_infer.server.admission import Admission
 from swift_infer.server.wire import AnswerMessage, ChatCompletion, ChatCompletionChunk, Choice, ChunkChoice, WireUsage, error_body
 

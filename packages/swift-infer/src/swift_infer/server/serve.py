@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
-
 from swift_core.errors import LaunchError
 from swift_core.protocols import Engine
+
 from swift_infer.config import LOOPBACK, DeployConfig, ServerSection
 from swift_infer.server.app import create_app
 
@@ -77,7 +77,9 @@ def _listen(listener: socket.socket, settings: ServerSection) -> None:
 
 def _port_error(host: str, port: int, error: OSError) -> LaunchError:
     if error.errno == errno.EADDRINUSE:
-        return LaunchError(f"port {port} on {host} is in use by another program", fix="stop it, choose another --port, or --port 0 for a free one")
+        return LaunchError(
+            f"port {port} on {host} is in use by another program", fix="stop it, choose another --port, or --port 0 for a free one"
+        )
     if error.errno == errno.EACCES:
         return LaunchError(f"port {port} needs rights that this user does not have", fix="choose a --port above 1023")
     return LaunchError(f"cannot listen on {host} port {port}: {error.strerror}", fix="choose another --host or --port")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from swift_core.protocols import InferRequest, Message, RequestConfig
 
 _STOPS = 16
@@ -39,6 +38,15 @@ class ChatMessage(WireModel):
         if self.tool_calls:
             message["tool_calls"] = self.tool_calls
         return message
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _only_text(cls, value: Any) -> Any:
+        for part in cast(list[Any], value) if isinstance(value, list) else []:
+            kind: Any = cast(dict[str, Any], part).get("type") if isinstance(part, dict) else None
+            if kind != "text":
+                raise ValueError(f"parts of type {str(kind)[:40]!r} are not supported, send text")
+        return value
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
