@@ -144,8 +144,10 @@ def test_curves_leave_out_what_is_no_number(tmp_path):
     points = series(read_log(file), "loss")
     assert points == [(1.0, 2.0), (3.0, 1.0)]
     drawn = curve("Loss <1>", points, empty="none")
-    assert 'points="52.0,14.0 408.0,144.0"' in drawn and "Loss &lt;1&gt;<b>1</b>" in drawn
+    assert 'points="62.0,14.0 408.0,144.0"' in drawn and "Loss &lt;1&gt;<b>1</b>" in drawn
     assert "none" in curve("Loss", [], empty="none")
+    near = curve("Loss", [(1.0, 6.2264), (2.0, 6.2220)], empty="none")
+    assert all(f">{mark}<" in near for mark in ("6.22640", "6.22420", "6.22200"))
     flat = curve("Loss", [(1.0, 0.0)], empty="none")
     assert "nan" not in flat
     long = curve("Loss", [(float(step), float(step)) for step in range(5000)], empty="none")

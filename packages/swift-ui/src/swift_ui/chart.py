@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT = 420, 170
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 26
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 26
 MOST_POINTS = 600
 
 
@@ -66,7 +66,9 @@ def _axes(lowest: float, highest: float, first: float, last: float) -> str:
     for share in (0.0, 0.5, 1.0):
         y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(lowest + share * (highest - lowest))}</text>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_mark(lowest + share * (highest - lowest), highest - lowest)}</text>'
+        )
     for x, value, anchor in ((LEFT, first, "start"), (WIDTH - RIGHT, last, "end")):
         parts.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}">{_short(value)}</text>')
     return "".join(parts)
@@ -89,3 +91,11 @@ def _thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]
 
 def _short(value: float) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _mark(value: float, span: float) -> str:
+    # As many digits as tell the marks of one axis apart.
+    if value and abs(value) < 1e-3:
+        return f"{value:.2g}"
+    digits = 0 if span >= 20 else 2 - math.floor(math.log10(span))
+    return f"{value:.{digits}f}" if digits <= 6 else f"{value:.4g}"

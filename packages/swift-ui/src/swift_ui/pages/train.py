@@ -39,9 +39,9 @@ class TrainPage:
         self.started = gr.State(None)
         gr.Markdown(text("train_intro"))
         with gr.Row(equal_height=False):
-            with gr.Column(scale=3, min_width=420):
+            with gr.Column(scale=3, min_width=320):
                 self._form()
-            with gr.Column(scale=2, min_width=360, elem_classes="beside"):
+            with gr.Column(scale=2, min_width=320, elem_classes="beside"):
                 self.name = gr.Textbox(label=text("job_name"), info=text("job_name_hint"), elem_id="job_name", max_lines=1)
                 self.start = gr.Button(text("start"), variant="primary", elem_id="start")
                 self.problems = gr.HTML(elem_id="problems")
