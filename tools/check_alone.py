@@ -60,15 +60,12 @@ PROBE = r"""
 import importlib, importlib.util, json, subprocess, sys
 
 modules, siblings, absent, own = json.loads(sys.argv[1])
-problems = []
+problems, failed = [], {}
 for name in modules:
     try:
         importlib.import_module(name)
     except Exception as error:
-        if type(error).__name__ == "MissingDependencyError":
-            print(f"   {name}: optional, {error}")
-        else:
-            problems.append(f"import {name}: {type(error).__name__}: {error}")
+        failed[name] = error
 for name in siblings + absent:
     if importlib.util.find_spec(name) is not None:
         problems.append(f"{name!r} can be imported, though nothing asked for it")
@@ -81,8 +78,14 @@ for registry in REGISTRIES.values():
         problems.append(f"registry {registry.name}: {type(error).__name__}: {error}")
         continue
     for spec in specs:
+        # A wrapper of a library that is not here: the entry says so and names the package to install.
+        error = failed.get(spec.target.partition(":")[0])
+        if isinstance(error, ImportError) and spec.install and spec.requires:
+            print(f"   {spec.target}: not here, {error} ({registry.name} entry {spec.name!r}: pip install '{spec.install}')")
+            del failed[spec.target.partition(":")[0]]
         if spec.source.partition(" ")[0] not in ("swift-core", *own):
             problems.append(f"{registry.name} entry {spec.name!r} comes from {spec.source!r}")
+problems += [f"import {name}: {type(error).__name__}: {error}" for name, error in failed.items()]
 problems += [f"{where}: {why}" for where, why in broken_plugins().items()]
 swift = sys.executable.replace("python", "swift")
 overview = subprocess.run([swift, "--help"], capture_output=True, text=True)

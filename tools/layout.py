@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The parts of swift-core that the command line needs before it knows what to run, and the same files in every package.
 LIGHT_CORE = ("errors", "registry", "plugins", "specs", "protocols", "builtin", "config", "cli", "launch", "hub", "cards", "__main__")
 LIGHT_ANYWHERE = ("specs", "config", "cli")
+# Each is the one file that imports an optional library; the registry loads it only when its name is asked for.
+WRAPPERS = ("swift_core.hub.huggingface", "swift_core.hub.modelscope")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Member:
         light = LIGHT_CORE if self.module == "swift_core" else LIGHT_ANYWHERE
         for name in self.modules():
             parts = name.split(".")
-            if len(parts) == 1 or parts[1] in light:
+            if name not in WRAPPERS and (len(parts) == 1 or parts[1] in light):
                 yield name
 
 

