@@ -68,7 +68,8 @@ def serve(config: WebUiConfig, *, block: bool = True) -> str:
             quiet=True,
         )
     except OSError as error:
-        raise LaunchError(f"cannot listen on {page.server_name}:{page.server_port}: {error}", fix="choose another --server_port") from error
+        what = f"cannot listen on {page.server_name}:{page.server_port}: the port is taken or the address is not of this machine"
+        raise LaunchError(what, fix="choose another --server_port or --server_name") from error
     sys.stdout.write(f"swift web-ui: {url}\nworkspace: {manager.workspace}\n")
     sys.stdout.flush()
     if block:
