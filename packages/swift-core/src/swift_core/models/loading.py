@@ -19,6 +19,15 @@ from swift_core.models.dtype import parse_dtype, resolve_dtype
 from swift_core.models.folder import check_model_folder, read_json
 from swift_core.models.quiet import quiet_transformers
 
+__all__ = [
+    "get_model_tokenizer",
+    "load_model",
+    "load_tokenizer",
+    "max_model_length",
+    "resolve_dtype",
+    "resolve_model_folder",
+]
+
 logger = logging.getLogger(__name__)
 
 _LENGTH_KEYS = (
