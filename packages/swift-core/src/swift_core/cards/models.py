@@ -45,6 +45,8 @@ def find_model(name: str) -> ModelSpec | None:
     """
     if name in MODELS:
         return MODELS.get(name)
+    if not name.strip():
+        return None
     wanted = name.lower()
     specs = list(MODELS)
     by_id = (spec for spec in specs if wanted in (spec.name.lower(), spec.hf_id.lower(), spec.ms_id.lower()))
