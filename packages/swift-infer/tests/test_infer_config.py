@@ -61,7 +61,15 @@ def test_the_key_is_masked_wherever_settings_are_shown():
 def adapter(tmp_path):
     folder = tmp_path / "run" / "checkpoint-5"
     folder.mkdir(parents=True)
-    args = {"model": "base", "tuner_type": "lora", "system": "Be brief.", "torch_dtype": "bfloat16", "trust_remote_code": True, "use_hf": True, "max_length": 64}
+    args = {
+        "model": "base",
+        "tuner_type": "lora",
+        "system": "Be brief.",
+        "torch_dtype": "bfloat16",
+        "trust_remote_code": True,
+        "use_hf": True,
+        "max_length": 64,
+    }
     (folder / "args.json").write_text(json.dumps(args))
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "other-base"}))
     return folder

@@ -34,8 +34,8 @@ def texts(responses):
 
 
 def test_it_is_an_engine(engine):
-    assert isinstance(engine, Engine)
     assert (engine.name, engine.model_name, engine.context_length) == ("transformers", "tiny", 512)
+    assert isinstance(engine, Engine)
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise NotFoundError(f"there is no checkpoint folder {str(folder)!r}", fix="give the path of a checkpoint-N folder")
     if not (folder / ARGS_FILE).is_file() or not _has_weights(folder):
-        inside = sorted(folder.glob("checkpoint-*")) or sorted(folder.glob("*/checkpoint-*"))
+        inside = [*folder.glob("checkpoint-*"), *folder.glob("*/checkpoint-*")]
         if inside:
-            raise NotFoundError(f"{str(folder)!r} holds whole runs, not one checkpoint", fix=f"give {str(inside[-1])!r}, for example")
+            newest = max(inside, key=lambda path: path.stat().st_mtime)
+            raise NotFoundError(
+                f"{str(folder)!r} holds {len(inside)} checkpoints and is none itself", fix=f"give one, such as {str(newest)!r}"
+            )
     args = _read_json(folder / ARGS_FILE) or {}
     return Checkpoint(folder, args, _read_json(folder / ADAPTER_FILE))
 
