@@ -37,6 +37,8 @@ def attach(model: nn.Module, config: PeftConfig, *, dtype: torch.dtype = torch.f
     """
     try:
         adapted = _wrap(model, config, adapter_name)
+    except ModelError:
+        raise
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"this model cannot take the adapter: {_short(error)}", fix="choose other layers with --target_modules") from error
     cast_adapter(adapted, adapter_name, dtype)
@@ -66,6 +68,8 @@ def load(model: nn.Module, folder: Path, *, trainable: bool, adapter_name: str =
         # Before the weights are copied in: a half precision layer would round them.
         cast_adapter(adapted, adapter_name, dtype)
         result = adapted.load_adapter(str(folder), adapter_name, is_trainable=trainable, autocast_adapter_dtype=False)
+    except ModelError:
+        raise
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the adapter in {str(folder)!r} does not fit this model: {_short(error)}", fix=fix) from error
     stray = [*result.missing_keys, *result.unexpected_keys]

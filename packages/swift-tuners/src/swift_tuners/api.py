@@ -48,7 +48,7 @@ class Swift:
             adapted = adapters.attach(adapted, described, dtype=dtype, adapter_name=name)
         peft_model = cast(PeftModel, adapted)
         if len(named) > 1:
-            peft_model.base_model.set_adapter(list(named))
+            cast(Any, peft_model.base_model).set_adapter(list(named))
         return peft_model
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,9 +19,9 @@ PROMPTS = (
 )
 MAX_TOKENS = 64
 
-# Largest difference of two logits as a share of the largest logit. Folding an update into a weight rounds it once to the
-# weight's number type, and each layer hands its rounding on: float32 keeps 24 bits, float16 11, bfloat16 8.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+# Root mean square of the differences as a share of that of the logits. Folding an update into a weight rounds it once to
+# the weight's number type, and each layer hands its rounding on: float32 keeps 24 bits, float16 11, bfloat16 8.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +31,24 @@ class Agreement:
     Attributes:
         max_difference: largest absolute difference of two logits.
         largest_logit: largest absolute logit of the first set.
+        relative: root mean square of the differences as a share of that of the first set.
         top1: share of positions at which both choose the same token.
         positions: positions compared.
     """
 
     max_difference: float
     largest_logit: float
+    relative: float
     top1: float
     positions: int
 
     def within(self, dtype: torch.dtype) -> bool:
         """Say whether the difference is no more than rounding in this number type explains."""
-        return self.max_difference <= TOLERANCE[dtype] * max(self.largest_logit, 1e-6)
+        return self.relative <= TOLERANCE[dtype]
 
     def __str__(self) -> str:
         return (
-            f"max difference {self.max_difference:.3g} (logits up to {self.largest_logit:.3g}), "
+            f"max difference {self.max_difference:.3g} (logits up to {self.largest_logit:.3g}), {self.relative:.2%} on average, "
             f"top-1 agreement {self.top1:.1%} of {self.positions} positions"
         )
 
@@ -76,7 +79,8 @@ def logits_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Agreement:
     """Return how near two lists of logits `[seq, vocab]` are; a value that is not finite in one of them differs infinitely."""
     a, b = torch.cat(list(first)), torch.cat(list(second))
-    difference = float((a - b).abs().max())
-    finite = bool(torch.isfinite(a).all() and torch.isfinite(b).all())
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return Agreement(math.inf, math.inf, math.inf, 0.0, a.shape[0])
+    relative = (a - b).square().mean().sqrt() / a.square().mean().sqrt().clamp_min(1e-12)
     same = (a.argmax(-1) == b.argmax(-1)).float().mean()
-    return Agreement(difference if finite else float("inf"), float(a.abs().max()), float(same), a.shape[0])
+    return Agreement(float((a - b).abs().max()), float(a.abs().max()), float(relative), float(same), a.shape[0])

@@ -98,12 +98,13 @@ def _merge_in_memory(
     expected = logits_of(model, inputs)
     effect, merged = compare(without, unmerged), compare(unmerged, expected)
     _demand(merged, dtype, "the merged model answers differently from the adapter on its base")
-    if effect.max_difference < merged.max_difference:
+    if effect.relative < 2 * merged.relative:
         logger.warning(
-            "rounding to %s changed the logits by up to %.3g, the adapter itself only by %.3g: merge with --torch_dtype float32 to keep it",
+            "rounding to %s changed the answers about as much as the adapter does (%.1f%% and %.1f%% on average): "
+            "merge with --torch_dtype float32 to keep what was learned",
             str(dtype).removeprefix("torch."),
-            merged.max_difference,
-            effect.max_difference,
+            100 * merged.relative,
+            100 * effect.relative,
         )
     return model, effect, merged, expected
 
