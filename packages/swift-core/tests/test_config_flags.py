@@ -21,7 +21,20 @@ def problems(*words: str) -> dict[str, str]:
 
 def test_flags_reach_their_section_with_their_type() -> None:
     config = load_config(
-        SftConfig, [*MINIMAL, "--learning-rate", "2e-4", "--val_dataset", "a", "b", "--columns", '{"q": "query"}', "--eval_on_start", "--max_steps", "-1"]
+        SftConfig,
+        [
+            *MINIMAL,
+            "--learning-rate",
+            "2e-4",
+            "--val_dataset",
+            "a",
+            "b",
+            "--columns",
+            '{"q": "query"}',
+            "--eval_on_start",
+            "--max_steps",
+            "-1",
+        ],
     )
     assert config.optimization.learning_rate == 2e-4
     assert config.data.val_dataset == ["a", "b"]
@@ -97,7 +110,11 @@ def test_old_names_are_accepted_with_a_hint() -> None:
 
 def test_files_left_to_right_then_flags(tmp_path: Path) -> None:
     first = tmp_path / "a.yaml"
-    first.write_text("model: m\ndataset: d.jsonl\ntuner_type: full\nlearning_rate: 1e-4\nseed: 1\nsystem: hello\nval_dataset: null\n".replace("val_dataset: null\n", ""))
+    first.write_text(
+        "model: m\ndataset: d.jsonl\ntuner_type: full\nlearning_rate: 1e-4\nseed: 1\nsystem: hello\nval_dataset: null\n".replace(
+            "val_dataset: null\n", ""
+        )
+    )
     second = tmp_path / "b.toml"
     second.write_text('seed = 2\nsystem = "from toml"\n')
     config = load_config(SftConfig, [str(first), str(second), "--seed", "3"])
@@ -111,7 +128,7 @@ def test_files_left_to_right_then_flags(tmp_path: Path) -> None:
     ("name", "text", "part"),
     [
         ("a.yaml", "model: m\nmodel: n\n", "a.yaml:2: 'model' is given twice"),
-        ("a.yaml", "model: m\nsystem: \"a\nseed: 1\n", "a.yaml:"),
+        ("a.yaml", 'model: m\nsystem: "a\nseed: 1\n', "a.yaml:"),
         ("a.yaml", "!!python/object/apply:os.system ['true']\n", "is not plain YAML"),
         ("a.yaml", "- 1\n- 2\n", "holds a list"),
         ("a.yaml", "model: m\nseeed: 3\n", "a.yaml:2: seeed"),
@@ -140,7 +157,7 @@ def test_python_and_flags_agree() -> None:
 
 
 def test_python_reports_unknown_names() -> None:
-    with pytest.raises(ConfigError, match="learning_rat: unknown setting.*--learning_rate"):
+    with pytest.raises(ConfigError, match=r"learning_rat: unknown setting.*--learning_rate"):
         SftConfig(model="m", dataset=["d"], tuner_type="full", learning_rat=1)
 
 

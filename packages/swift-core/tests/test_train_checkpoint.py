@@ -120,7 +120,7 @@ def test_resume_finds_runs_checkpoints_and_reasons(tmp_path: Path) -> None:
     assert find(tmp_path / "v0-x").name == "checkpoint-5"
     assert find(newest) == newest
     (newest / "model.safetensors").write_text("")
-    with pytest.raises(CheckpointError, match="model.safetensors has 0 bytes instead of 7"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has 0 bytes instead of 7"):
         find(newest)
     with pytest.raises(CheckpointError, match="holds no checkpoint-N folder"):
         find(tmp_path)

@@ -33,7 +33,9 @@ def samples(count: int = 20) -> list[EncodedSample]:
     return made
 
 
-def trainer(folder: Path, out: Path, *, dropout: float = 0.0, data: Sequence[EncodedSample] | None = None, **settings: Any) -> Seq2SeqTrainer:
+def trainer(
+    folder: Path, out: Path, *, dropout: float = 0.0, data: Sequence[EncodedSample] | None = None, **settings: Any
+) -> Seq2SeqTrainer:
     model, tokenizer = get_model_tokenizer(folder)
     assert model is not None
     model.config.attention_dropout = dropout

@@ -147,7 +147,7 @@ def _devices() -> list[Finding]:
         lines.append(Finding("ok", "accelerator", f"{torch.accelerator.device_count()} x {kind}"))
         if kind == "cuda":
             for index in range(torch.cuda.device_count()):
-                memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+                memory = torch.cuda.mem_get_info(index)[1] / 2**30
                 lines.append(Finding("ok", f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"))
     else:
         lines.append(Finding("note", "accelerator", "none found: everything runs on the CPU"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterable
+from typing import cast
 
 from swift_core.config.command import CommandConfig
 from swift_core.config.fields import Setting
@@ -58,7 +59,8 @@ def _left(setting: Setting) -> str:
 
 def _right(setting: Setting) -> str:
     default = setting.default
-    shown = "" if default in (None, "", [], {}) else f" [{default if not isinstance(default, list) else ' '.join(map(str, default))}]"
+    words = " ".join(map(str, cast(list[object], default))) if isinstance(default, list) else default
+    shown = "" if default in (None, "", [], {}) else f" [{words}]"
     return setting.help + (shown.lower() if isinstance(default, bool) else shown)
 
 

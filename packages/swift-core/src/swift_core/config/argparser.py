@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from swift_core.config.aliases import ALIASES
 from swift_core.config.fields import Setting
@@ -147,7 +147,7 @@ def _list(setting: Setting, values: list[str], parsed: ParsedWords) -> Any:
             found = json.loads(values[0])
         except json.JSONDecodeError:
             return values  # a glob such as [ab]*.jsonl
-        return found if isinstance(found, list) else values
+        return cast(list[Any], found) if isinstance(found, list) else values
     return values
 
 
@@ -162,4 +162,4 @@ def _json(name: str, text: str, parsed: ParsedWords) -> Any:
     if not isinstance(value, dict):
         parsed.problems.append(Problem(f"--{name}", f"{text!r} is not a JSON object", f"""--{name} '{{"key": "value"}}'"""))
         return {}
-    return value  # pyright: ignore[reportUnknownVariableType]
+    return cast(dict[str, Any], value)

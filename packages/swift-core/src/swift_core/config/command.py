@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from swift_core.config.aliases import ALIASES
 from swift_core.config.fields import Section, Setting, section_settings
+from swift_core.config.sections import TunerSection
 from swift_core.errors import ConfigError, Problem
 from swift_core.registry import TUNERS, import_target, nearest
 
@@ -106,7 +107,7 @@ class CommandConfig(BaseModel):
 
     def _tuner_options(self) -> Section | None:
         tuner = self.__dict__.get("tuner")
-        return cast(Section, tuner.options) if isinstance(tuner, BaseModel) and hasattr(tuner, "options") else None
+        return tuner.options if isinstance(tuner, TunerSection) else None
 
     def __getattr__(self, name: str) -> Any:
         # transformers callbacks and users read settings flat: config.learning_rate.
@@ -183,7 +184,7 @@ def fit(setting: Setting, value: Any) -> Any:
         return [value]
     if setting.shape == "scalar" and isinstance(value, bool):
         return str(value).lower()
-    return value
+    return cast(Any, value)
 
 
 class _Build:

