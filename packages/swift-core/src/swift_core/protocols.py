@@ -29,16 +29,42 @@ class Sample:
     """A row in the one form that training knows.
 
     Attributes:
-        messages: the conversation; a plain text is one assistant turn.
+        messages: the conversation; a plain text is one assistant turn. Media stand in the texts as `<image>`, `<video>` and
+            `<audio>` tags, in the order of the lists below.
         tools: function schemas offered to the model.
+        images, videos, audios: one source for each tag: path, URL, data URI, bytes, or `{"bytes": ..., "path": ...}`; a video
+            may be a list of frames.
+        objects: grounding data, `{"ref": [...], "bbox": [...], "bbox_type": "real" | "norm1", "image_id": [...]}`.
+        label: class, list of classes, number or list of numbers; true or false for KTO; a similarity for embeddings.
+        rejected: the answer that is not preferred, as a whole sample.
+        positives, negatives: texts that belong or do not belong to this one, for embedding and reranker.
+        margin: how much better the preferred answer is.
+        channel: name under which the loss is reported.
+        chat_template_kwargs: variables of the chat template for this row alone.
         extra: columns that no format claimed, kept for rewards and metrics.
         origin: `file:line` or `dataset:row`, for error messages.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
+    images: list[Any] = field(default_factory=list[Any])
+    videos: list[Any] = field(default_factory=list[Any])
+    audios: list[Any] = field(default_factory=list[Any])
+    objects: dict[str, Any] | None = None
+    label: Any = None
+    rejected: Sample | None = None
+    positives: list[Sample] = field(default_factory=list["Sample"])
+    negatives: list[Sample] = field(default_factory=list["Sample"])
+    margin: float | None = None
+    channel: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
     origin: str = ""
+
+    @property
+    def has_media(self) -> bool:
+        """Say whether the sample has an image, a video or a sound."""
+        return bool(self.images or self.videos or self.audios)
 
 
 @dataclass(slots=True)
@@ -49,11 +75,24 @@ class EncodedSample:
         input_ids: token ids, length n.
         labels: the same ids where the token is trained, -100 elsewhere, length n.
         origin: as in `Sample`.
+        loss_scale: weight of each token's loss, length n; None means 1 wherever a label is.
+        model_inputs: further tensors of the processor, such as `pixel_values` and `image_grid_thw`, without a batch axis
+            where the processor gives one entry for each image rather than for each sample.
+        channel: as in `Sample`.
+        label: as in `Sample`, for tasks with a head of their own.
+        rejected, positives, negatives: encoded companions, as in `Sample`.
     """
 
     input_ids: list[int]
     labels: list[int]
     origin: str = ""
+    loss_scale: list[float] | None = None
+    model_inputs: dict[str, Any] | None = None
+    channel: str | None = None
+    label: Any = None
+    rejected: EncodedSample | None = None
+    positives: list[EncodedSample] = field(default_factory=list["EncodedSample"])
+    negatives: list[EncodedSample] = field(default_factory=list["EncodedSample"])
 
     def __len__(self) -> int:
         return len(self.input_ids)
