@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from swift_core.config.sections import ModelSection
@@ -17,15 +16,19 @@ from swift_core.errors import ModelError
 from swift_core.hub.resolve import resolve
 from swift_core.models.dtype import parse_dtype, resolve_dtype
 from swift_core.models.folder import check_model_folder, read_json
+from swift_core.models.load_errors import config_error, load_error
+from swift_core.models.processing import load_processor, load_tokenizer, tokenizer_of
 from swift_core.models.quiet import quiet_transformers
 
 __all__ = [
     "get_model_tokenizer",
     "load_model",
+    "load_processor",
     "load_tokenizer",
     "max_model_length",
     "resolve_dtype",
     "resolve_model_folder",
+    "tokenizer_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,6 @@ _LENGTH_KEYS = (
     "n_ctx",
     "max_target_positions",
 )
-_PAD_NAMES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|PAD|>", "<|endoftext|>")
 _NO_LIMIT = 10**9
 
 
@@ -146,7 +148,7 @@ def _load(section: ModelSection, folder: Path, *, dtype: torch.dtype, device_map
                 ignore_mismatched_sizes=True,
             )
         except Exception as error:  # the library raises many kinds, from its own code and from the model's
-            raise _load_error(error, folder, config) from error
+            raise load_error(error, folder, config) from error
     model, info = loaded
     _report_weights(model, info, folder)
     return model
@@ -167,7 +169,7 @@ def _load_config(section: ModelSection, folder: Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code, local_files_only=True)
     except Exception as error:  # config classes check their fields in their own ways
-        raise _config_error(error, raw, folder) from error
+        raise config_error(error, raw, folder) from error
     if not section.trust_remote_code:
         _drop_hub_kernels(config, folder)
     return config
@@ -184,51 +186,6 @@ def _drop_hub_kernels(config: PretrainedConfig, folder: Path) -> None:
                     "%s: config.json asks for the kernel %r of the hub, which is not used without trust_remote_code", folder, named
                 )
                 setattr(part, key, None)
-
-
-def _config_error(error: Exception, raw: dict[str, Any], folder: Path) -> ModelError:
-    kind = raw.get("model_type")
-    if "trust_remote_code" in str(error):
-        return _remote_code_error(folder)
-    if kind is None or kind not in transformers.CONFIG_MAPPING:
-        named = f"the architecture {kind!r}" if kind else "no architecture (model_type)"
-        return ModelError(
-            f"{folder / 'config.json'}: names {named}, which transformers {transformers.__version__} does not know",
-            fix="update transformers, or check that this is a language model of the Hugging Face format",
-        )
-    return ModelError(f"{folder / 'config.json'}: {_one_line(error)}", fix="fetch or copy the model again, or update transformers")
-
-
-def _remote_code_error(folder: Path) -> ModelError:
-    return ModelError(
-        f"{str(folder)!r} brings its own Python code, which is not run by default",
-        fix="read the .py files in the folder and, if you trust them, set --trust_remote_code true",
-    )
-
-
-def _load_error(error: Exception, folder: Path, config: PretrainedConfig) -> ModelError:
-    text = _one_line(error)
-    if "trust_remote_code" in text:
-        return _remote_code_error(folder)
-    if "Unrecognized configuration class" in text:
-        return ModelError(
-            f"{str(folder)!r}: transformers {transformers.__version__} generates no text with the architecture {config.model_type!r}",
-            fix="give a causal language model, or update transformers",
-        )
-    if "attn_implementation" in text and isinstance(error, ValueError):
-        return ModelError(f"{str(folder)!r}: {text}", fix="choose another --attn_impl, such as sdpa")
-    if isinstance(error, ImportError):
-        return ModelError(f"{str(folder)!r} needs a library that is not installed: {text}", fix="install it, or choose another --attn_impl")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return ModelError(f"{str(folder)!r} does not fit into memory: {text}", fix="use a smaller model or --torch_dtype bfloat16")
-    return ModelError(
-        f"{str(folder)!r} cannot be loaded: {text}", fix="check that the weights belong to config.json, or update transformers"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:400] + " ..."
 
 
 def _report_weights(model: PreTrainedModel, info: dict[str, Any], folder: Path) -> None:
@@ -258,55 +215,6 @@ def _report_weights(model: PreTrainedModel, info: dict[str, Any], folder: Path) 
 def _few(names: Iterable[str], count: int = 3) -> str:
     known = list(names)
     return ", ".join(known[:count]) + (f" and {len(known) - count} more" if len(known) > count else "")
-
-
-def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder, with a pad token from its own vocabulary.
-
-    Raises:
-        ModelError: when there is no tokenizer that can be read.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # the library raises many kinds, from its own code and from the tokenizer's
-        raise _tokenizer_error(error, folder) from error
-    if tokenizer.eos_token_id is None:
-        logger.warning(
-            "%s: the tokenizer has no eos token, so answers end at the token limit only; set eos_token in tokenizer_config.json", folder
-        )
-    if tokenizer.pad_token_id is None:
-        _set_pad_token(tokenizer, folder)
-    return tokenizer
-
-
-def _tokenizer_error(error: Exception, folder: Path) -> ModelError:
-    if "trust_remote_code" in str(error):
-        return _remote_code_error(folder)
-    names = {path.name for path in folder.glob("*")}
-    for name in sorted(names & {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}):
-        try:
-            read_json(folder / name)
-        except ModelError as damaged:
-            return damaged
-    if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json", "tekken.json", "spiece.model"}:
-        return ModelError(
-            f"{str(folder)!r} holds no tokenizer (tokenizer.json or tokenizer.model)",
-            fix="copy the tokenizer files of the model into the folder",
-        )
-    return ModelError(f"{str(folder)!r}: the tokenizer cannot be read: {_one_line(error)}", fix="fetch or copy the tokenizer files again")
-
-
-def _set_pad_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Take a token that exists: a new one would need new rows in the embedding."""
-    vocabulary = tokenizer.get_vocab()
-    names = [name for name in _PAD_NAMES if name in vocabulary]
-    chosen = next(iter(names), None) or tokenizer.eos_token or tokenizer.unk_token
-    if chosen is None:
-        raise ModelError(
-            f"{str(folder)!r}: the tokenizer has no pad, eos or unk token, so batches cannot be padded",
-            fix="set pad_token in tokenizer_config.json to a token of its vocabulary",
-        )
-    tokenizer.pad_token = chosen
 
 
 def max_model_length(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
