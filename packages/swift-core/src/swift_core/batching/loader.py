@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from swift_core.batching.collate import Batch, collate
+from swift_core.batching.collate import collate
 from swift_core.batching.plan import PlanShape, steps_from
 from swift_core.protocols import EncodedSample
 
@@ -33,12 +34,13 @@ class StepBatches:
 
     Attributes:
         micros: this rank's micro-batches.
-        trained_tokens: predictions that carry loss, over all ranks.
+        trained_tokens: predictions that carry loss, over all ranks; for other tasks than next-token prediction the sum of
+            the samples' weights.
         tokens: tokens without padding, over all ranks.
         samples: samples, over all ranks.
     """
 
-    micros: list[Batch]
+    micros: list[Any]
     trained_tokens: int
     tokens: int
     samples: int
@@ -54,14 +56,30 @@ def train_steps(
     pad_token_id: int,
     num_workers: int = 0,
     pin_memory: bool = False,
+    make_batch: Callable[..., Any] = collate,
+    weigh: Callable[[EncodedSample], int] = lambda sample: sample.trained_tokens,
+    measure: Callable[[EncodedSample], int] = len,
 ) -> Iterator[StepBatches]:
     """Yield the micro-batches of one rank for each optimizer step from `start` to `stop - 1`.
 
     All ranks get the same number of micro-batches in a step. Where none of a step's samples are left for a rank, it gets a
     batch without trained tokens.
+
+    Args:
+        samples: the whole data set.
+        shape: numbers of the plan.
+        rank: this process.
+        start: first step.
+        stop: step after the last one.
+        pad_token_id: fills shorter rows.
+        num_workers: processes that prepare batches.
+        pin_memory: put batches where an accelerator reads them faster.
+        make_batch: `(samples, pad_token_id=...)` to a batch with `to`, `masked` and `origins`.
+        weigh: what a sample adds to the normaliser of its step.
+        measure: tokens of a sample.
     """
-    lengths = [len(sample) for sample in samples]
-    trained = [sample.trained_tokens for sample in samples]
+    lengths = [measure(sample) for sample in samples]
+    trained = [weigh(sample) for sample in samples]
     plan = list(steps_from(shape, lengths, start=start, stop=stop))
     indices: list[list[int]] = []
     blank: list[bool] = []
@@ -72,7 +90,7 @@ def train_steps(
     loader = DataLoader(
         SampleList(samples),
         batch_sampler=indices,
-        collate_fn=partial(collate, pad_token_id=pad_token_id),
+        collate_fn=partial(make_batch, pad_token_id=pad_token_id),
         num_workers=num_workers,
         pin_memory=pin_memory,
         # A generator of its own: worker seeds must not be drawn from the stream that dropout uses, or resuming would shift it.
@@ -81,7 +99,7 @@ def train_steps(
     batches = iter(loader)
     position = 0
     for step in plan:
-        micros: list[Batch] = []
+        micros: list[Any] = []
         for _ in step:
             batch = next(batches)
             micros.append(batch.masked() if blank[position] else batch)
@@ -90,9 +108,18 @@ def train_steps(
         yield StepBatches(micros, sum(trained[index] for index in taken), sum(lengths[index] for index in taken), len(taken))
 
 
-def eval_batches(samples: Sequence[EncodedSample], *, batch_size: int, rank: int, world_size: int, pad_token_id: int) -> Iterator[Batch]:
+def eval_batches(
+    samples: Sequence[EncodedSample],
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    pad_token_id: int,
+    make_batch: Callable[..., Any] = collate,
+    measure: Callable[[EncodedSample], int] = len,
+) -> Iterator[Any]:
     """Yield the evaluation batches of one rank, longest samples first; ranks may get different numbers of batches."""
-    order = sorted(range(len(samples)), key=lambda index: (-len(samples[index]), index))
+    order = sorted(range(len(samples)), key=lambda index: (-measure(samples[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for indices in batches[rank::world_size]:
-        yield collate([samples[index] for index in indices], pad_token_id=pad_token_id)
+        yield make_batch([samples[index] for index in indices], pad_token_id=pad_token_id)

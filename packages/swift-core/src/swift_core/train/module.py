@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from swift_core.batching.collate import Batch
-from swift_core.scoring.scorer import Scorer
+from swift_core.train.task import Task
 
 
 class LossModule(nn.Module):
-    """Runs the scorer inside a forward call, which is where wrappers such as DDP and autocast act."""
+    """Runs the task's loss inside a forward call, which is where wrappers such as DDP and autocast act."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
         self.model = model
-        self._scorer = Scorer(model)
+        self._task = task
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the summed loss over the trained tokens of a batch, scalar."""
-        return self._scorer(batch).loss_sum
+    def forward(self, batch: Any) -> torch.Tensor:
+        """Return the summed loss of a batch, scalar."""
+        return self._task.loss(self.model, batch)
 
-    def evaluate(self, batch: Batch) -> tuple[float, int, float]:
-        """Return summed loss, trained tokens and correct predictions of a batch."""
+    def measure(self, batch: Any) -> Any:
+        """Return what the task's metrics need of an evaluation batch."""
         with torch.no_grad():
-            scores = self._scorer(batch, with_correct=True)
-        correct = float(scores.correct) if scores.correct is not None else 0.0
-        return float(scores.loss_sum), scores.trained_tokens, correct
+            return self._task.measure(self.model, batch)

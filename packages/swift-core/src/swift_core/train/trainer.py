@@ -40,6 +40,7 @@ from swift_core.train.state import (
     rng_file,
     save_optimization,
 )
+from swift_core.train.task import CausalLm, Task
 from swift_core.train.tuning import saver_for
 
 PROGRESS = "progress.json"
@@ -65,7 +66,7 @@ class TrainOutput:
 
 
 class Trainer:
-    """Trains a causal language model on encoded samples.
+    """Trains a model on encoded samples.
 
     Args:
         model: the model, prepared by a tuner or trainable as it is.
@@ -76,7 +77,7 @@ class Trainer:
         tuner: knows how to save and restore the trained part; found from the model when not given.
         callbacks: `transformers.TrainerCallback` objects.
         world: the processes of the run, when they have been joined already.
-        run_dir: folder of the run; made from `args.output_dir` when not given.
+        task: what the model is trained for; default: next-token prediction.
 
     Raises:
         DataError: when there is nothing to train on.
@@ -93,6 +94,7 @@ class Trainer:
         tuner: Tuner | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         world: World | None = None,
+        task: Task | None = None,
     ) -> None:
         if not train_dataset:
             raise DataError("there are no samples to train on", fix="check --dataset and --max_length")
@@ -103,6 +105,7 @@ class Trainer:
         self.eval_dataset = eval_dataset or []
         self.world = world or make_world(args.launch, bf16=bool(args.training.bf16))
         self.tuner = tuner or saver_for(model)
+        self.task: Task = task or CausalLm()
         self.shape = PlanShape(
             num_samples=len(train_dataset),
             batch_size=args.training.per_device_train_batch_size,
@@ -118,7 +121,7 @@ class Trainer:
             args.derive("learning_rate", 1e-4 if hasattr(model, "peft_config") else 1e-5, "derived: from the kind of tuning")
         self._prepare_model()
         self.optimizer = make_optimizer(self.model, args.optimization)
-        self.module = cast(LossModule, self.world.accelerator.prepare_model(LossModule(self.model)))
+        self.module = cast(LossModule, self.world.accelerator.prepare_model(LossModule(self.model, self.task)))
         self.scheduler = make_scheduler(self.optimizer, args.optimization, self.total_steps)
         self.state = TrainerState(max_steps=self.total_steps, num_train_epochs=math.ceil(self.total_steps / self.shape.steps_per_epoch))
         self.state.is_world_process_zero = self.world.is_main
@@ -214,6 +217,9 @@ class Trainer:
             pad_token_id=self._pad_token_id(),
             num_workers=training.dataloader_num_workers,
             pin_memory=self.world.device.type == "cuda",
+            make_batch=self.task.collate,
+            weigh=self.task.weight,
+            measure=self.task.length,
         )
         for batches in steps:
             if self.state.global_step % self.shape.steps_per_epoch == 0:
@@ -294,7 +300,7 @@ class Trainer:
             **self.progress.window(),
             "grad_norm": grad_norm,
             "learning_rate": self.scheduler.get_last_lr()[0],
-            "trained_tokens": self.progress.trained_tokens,
+            f"trained_{self.task.unit}": self.progress.trained_tokens,
             "memory_gib": round(peak_memory_gib(self.world.device), 3),
             "elapsed_seconds": round(self.progress.elapsed, 1),
             **({"eta_seconds": round(eta, 1)} if eta is not None else {}),
@@ -323,7 +329,7 @@ class Trainer:
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        """Return `eval_loss` (nats per token), `eval_token_accuracy` and speed on the evaluation samples.
+        """Return `eval_loss`, the task's other metrics (`eval_token_accuracy`, ...) and speed on the evaluation samples.
 
         Raises:
             DataError: when there are none.
@@ -334,7 +340,7 @@ class Trainer:
         started = time.monotonic()
         was_training = module.training
         module.eval()
-        loss_sum, tokens, correct = 0.0, 0, 0.0
+        parts: list[Any] = []
         with self.world.accelerator.autocast():
             for batch in eval_batches(
                 self.eval_dataset,
@@ -342,15 +348,15 @@ class Trainer:
                 rank=self.world.rank,
                 world_size=self.world.size,
                 pad_token_id=self._pad_token_id(),
+                make_batch=self.task.collate,
+                measure=self.task.length,
             ):
-                part = module.evaluate(batch.to(self.world.device))
-                loss_sum, tokens, correct = loss_sum + part[0], tokens + part[1], correct + part[2]
+                parts.append(module.measure(batch.to(self.world.device)))
         module.train(was_training)
-        loss_sum, all_tokens, correct = self.world.sum(loss_sum, float(tokens), correct)
+        metrics = self.task.metrics([part for of_rank in self.world.gather(parts) for part in of_rank])
         elapsed = time.monotonic() - started
         return {
-            "eval_loss": loss_sum / max(all_tokens, 1),
-            "eval_token_accuracy": correct / max(all_tokens, 1),
+            **{f"eval_{name}": value for name, value in metrics.items()},
             "eval_runtime": round(elapsed, 3),
             "eval_samples_per_second": round(len(self.eval_dataset) / max(elapsed, 1e-9), 3),
         }
@@ -382,6 +388,7 @@ class Trainer:
         self.tuner.save(self.model, path)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(path))
+        self.task.save(path)
         self._write_args(path)
 
     def _save(self) -> None:

@@ -1,0 +1,123 @@
+"""What a trainer is taught: how samples become batches, what is summed up as loss, and how an evaluation is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import nn
+
+from swift_core.batching.collate import Batch, collate
+from swift_core.protocols import EncodedSample
+from swift_core.scoring.scorer import Scorer
+
+
+class TaskBatch(Protocol):
+    """A micro-batch of any task.
+
+    Attributes:
+        origins: where each sample came from.
+    """
+
+    origins: list[str]
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch on a device."""
+        ...
+
+    def masked(self) -> Self:
+        """Return the batch with nothing that carries loss: a rank without samples runs it to stay in step with the others."""
+        ...
+
+
+class Task(Protocol):
+    """What a model is trained for.
+
+    The loss of an optimizer step is the sum over its samples on all ranks, divided by the sum of their weights.
+
+    Attributes:
+        unit: what a weight of 1 stands for in the log, such as `tokens` or `samples`.
+    """
+
+    unit: str
+
+    def weight(self, sample: EncodedSample) -> int:
+        """Return how much of the normaliser a sample is: its trained tokens, its pairs, or 1."""
+        ...
+
+    def length(self, sample: EncodedSample) -> int:
+        """Return how many tokens a sample puts through the model, companions included."""
+        ...
+
+    def collate(self, samples: Sequence[EncodedSample], *, pad_token_id: int) -> Any:
+        """Return a `TaskBatch` of the samples."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Return the summed loss of a batch, scalar; 0 with a gradient of 0 to every parameter when nothing carries loss.
+
+        It runs on all ranks at once, so it may communicate.
+        """
+        ...
+
+    def measure(self, model: nn.Module, batch: Any) -> Any:
+        """Return what `metrics` needs of an evaluation batch, on the CPU; called without gradients.
+
+        Ranks may have different numbers of evaluation batches, so it must not communicate.
+        """
+        ...
+
+    def metrics(self, parts: Iterable[Any]) -> dict[str, float]:
+        """Return the metrics of an evaluation, `loss` among them, from what `measure` returned for every batch of all ranks."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what inference needs to know besides weights and tokenizer into a folder of a checkpoint."""
+        ...
+
+
+class CausalLm:
+    """Next-token prediction: the loss is a mean over trained tokens."""
+
+    unit = "tokens"
+
+    def __init__(self) -> None:
+        self._scorer: Scorer | None = None
+
+    def weight(self, sample: EncodedSample) -> int:
+        """Return the trained tokens of a sample."""
+        return sample.trained_tokens
+
+    def length(self, sample: EncodedSample) -> int:
+        """Return the tokens of a sample."""
+        return len(sample)
+
+    def collate(self, samples: Sequence[EncodedSample], *, pad_token_id: int) -> Batch:
+        """Pad samples on the right."""
+        return collate(samples, pad_token_id=pad_token_id)
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the summed cross-entropy in nats over the trained tokens."""
+        return self._scored_by(model)(batch).loss_sum
+
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[float, int, float]:
+        """Return summed loss, trained tokens and correct predictions."""
+        scores = self._scored_by(model)(batch, with_correct=True)
+        correct = float(scores.correct) if scores.correct is not None else 0.0
+        return float(scores.loss_sum), scores.trained_tokens, correct
+
+    def metrics(self, parts: Iterable[tuple[float, int, float]]) -> dict[str, float]:
+        """Return `loss` in nats per token and `token_accuracy`."""
+        loss, tokens, correct = (sum(column) for column in zip((0.0, 0, 0.0), *parts, strict=True))
+        return {"loss": loss / max(tokens, 1), "token_accuracy": correct / max(tokens, 1)}
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: weights and tokenizer say everything."""
+
+    def _scored_by(self, model: nn.Module) -> Scorer:
+        # One scorer for one model: it compares its fast path with the model's own logits at the first batch.
+        if self._scorer is None or self._scorer.model is not model:
+            self._scorer = Scorer(model)
+        return self._scorer
