@@ -21,6 +21,7 @@ from swift_core.config.sections import (
     TrainSection,
     TunerSection,
 )
+from swift_core.config.tasks import TaskSection, task_problems
 from swift_core.errors import Problem
 
 MINIMAL_GLOBAL_BATCH = 16
@@ -52,7 +53,9 @@ class TrainingConfig(CommandConfig):
         if self.training.eval_steps is None:
             self.derive("eval_steps", self.saving.save_steps, "derived: as save_steps")
         if self.saving.greater_is_better is None:
-            self.derive("greater_is_better", not self.saving.metric_for_best_model.endswith("loss"), "derived: from the metric's name")
+            self.derive(
+                "greater_is_better", not self.saving.metric_for_best_model.endswith(("loss", "mse")), "derived: from the metric's name"
+            )
 
     @property
     def has_eval_data(self) -> bool:
@@ -75,6 +78,7 @@ class SftConfig(TrainingConfig):
     command: ClassVar[str] = "sft"
 
     loading: ModelSection = Field(default_factory=ModelSection)
+    task: TaskSection = Field(default_factory=TaskSection)
     data: DataSection = Field(default_factory=DataSection)
     chat: TemplateSection = Field(default_factory=TemplateSection)
     tuner: TunerSection = Field(default_factory=TunerSection)
@@ -95,7 +99,7 @@ class SftConfig(TrainingConfig):
 
     def check(self) -> list[Problem]:
         """Return the combinations that cannot work, each with its remedy."""
-        return [problem for rule in COMBINATIONS if (problem := rule(self)) is not None]
+        return [*(problem for rule in COMBINATIONS if (problem := rule(self)) is not None), *task_problems(self)]
 
 
 class PtConfig(SftConfig):
