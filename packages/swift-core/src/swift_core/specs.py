@@ -95,7 +95,14 @@ class ModelSpec(Spec):
         template: name of its prompt format in the template table.
         architectures: class names as `config.json` gives them.
         kind: `llm`, `mllm`, `embedding`, `reranker` or `reward`.
-        task_type: what a checkpoint with a special head is for, such as `prm`, or empty.
+        task_type: what it is loaded for when no task is set.
+        multimodal: whether it takes images, videos or sound.
+        model_arch: name of its module paths in `model_archs.tsv`, or empty.
+        agent_template: how tools are written for it, or empty.
+        quant: how its weights are packed, such as `awq`, or empty.
+        needs: libraries as pip takes them, such as `transformers>=4.51`, that its files or its own code ask for.
+        tags: what it is made for.
+        loader: `module:function` that loads it instead of transformers' Auto classes, called with folder, section and dtype.
     """
 
     target: str = "swift_core.models.loading:get_model_tokenizer"
@@ -105,7 +112,14 @@ class ModelSpec(Spec):
     template: str = ""
     architectures: tuple[str, ...] = ()
     kind: str = "llm"
-    task_type: str = ""
+    task_type: str = "causal_lm"
+    multimodal: bool = False
+    model_arch: str = ""
+    agent_template: str = ""
+    quant: str = ""
+    needs: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    loader: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +131,7 @@ class DatasetSpec(Spec):
     Attributes:
         hf_id: id on Hugging Face, or empty.
         ms_id: id on ModelScope, or empty.
+        path: file or folder on this machine, used instead of a hub, or empty.
         subsets: names of its subsets.
         hub_subsets: subset -> its name on the hub, where that differs.
         weak_subsets: subsets that `:all` leaves out.
@@ -129,6 +144,7 @@ class DatasetSpec(Spec):
     target: str = "swift_core.data.sources:load_dataset"
     hf_id: str = ""
     ms_id: str = ""
+    path: str = ""
     subsets: tuple[str, ...] = ()
     hub_subsets: dict[str, str] = field(default_factory=dict[str, str])
     weak_subsets: tuple[str, ...] = ()
@@ -147,12 +163,18 @@ class TemplateSpec(Spec):
         jinja: the template text.
         stop_words: texts that end a turn besides the eos token.
         auto_bos: whether the bos token comes first where the tokenizer puts one before plain text.
+        agent: agent format that writes tools and calls for models of this format.
+        thinks: whether answers open with thoughts.
+        hybrid: whether such a model can also be told not to think.
     """
 
     target: str = "swift_core.templates.chat:ChatTemplate"
     jinja: str = ""
     stop_words: tuple[str, ...] = ()
     auto_bos: bool = False
+    agent: str | None = None
+    thinks: bool = False
+    hybrid: bool = False
 
 
 HubName = Literal["hf", "ms", "pypi", "local"]

