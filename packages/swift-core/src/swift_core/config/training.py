@@ -14,6 +14,7 @@ from swift_core.config.sections import (
     CheckpointSection,
     DataSection,
     LaunchSection,
+    MediaSection,
     ModelSection,
     OptimSection,
     ReportSection,
@@ -81,6 +82,7 @@ class SftConfig(TrainingConfig):
     task: TaskSection = Field(default_factory=TaskSection)
     data: DataSection = Field(default_factory=DataSection)
     chat: TemplateSection = Field(default_factory=TemplateSection)
+    media: MediaSection = Field(default_factory=MediaSection)
     tuner: TunerSection = Field(default_factory=TunerSection)
 
     def finish(self) -> None:
