@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from swift_core.data.sources import load_datasets
 from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_dtype, resolve_model_folder
 from swift_core.protocols import EncodedSample, Sample, Tuner
 from swift_core.templates.chat import ChatTemplate, build_template
-from swift_core.train.parallel import World, make_world, training_device
-from swift_core.train.report import duration
+from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.train.parallel import make_world, training_device
 from swift_core.train.trainer import Trainer, TrainOutput
 from swift_core.train.tuning import load_tuner
 
@@ -103,59 +102,21 @@ def train(config: SftConfig) -> TrainOutput:
     """
     world = make_world(config.launch, bf16=bool(config.training.bf16))
     prepared = prepare(config)
-    _say(world, _data_lines(prepared))
+    say(world, _data_lines(prepared))
     model, tuner = build_model(config, prepared.folder)
     trainer = Trainer(model, config, prepared.train, prepared.val, tokenizer=prepared.tokenizer, tuner=tuner, world=world)
     run_dir = trainer.locate()
     if world.is_main and config.data.on_bad_row == "quarantine" and prepared.rows.bad:
         count = write_rejected(prepared.rows, run_dir / "rejected.jsonl")
-        _say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
-    _say(world, _plan_lines(trainer, model, world))
+        say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
+    say(world, plan_lines(trainer, model, world))
     output = trainer.train()
-    _say(world, _result_lines(output))
+    say(world, result_lines(output))
     return output
 
 
-def _say(world: World, lines: Sequence[str]) -> None:
-    if world.is_main:
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
-        sys.stderr.flush()
-
-
 def _data_lines(prepared: Prepared) -> list[str]:
-    lines = ["data:", *_indented(prepared.rows.summary()), *_indented(prepared.encoded[0].summary())]
+    lines = ["data:", *indented(prepared.rows.summary()), *indented(prepared.encoded[0].summary())]
     if prepared.encoded[1] is not None:
-        lines += ["evaluation data:", *_indented(prepared.encoded[1].summary())]
-    return lines
-
-
-def _indented(text: str) -> list[str]:
-    return [f"  {line}" for line in text.splitlines()]
-
-
-def _plan_lines(trainer: Trainer, model: nn.Module, world: World) -> list[str]:
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    devices = f"{world.device} x {world.size}" if world.size > 1 else str(world.device)
-    shape = trainer.shape
-    parts = f"{shape.batch_size} a device x {shape.accumulation} accumulated x {shape.world_size} devices"
-    return [
-        f"model: {total:,} parameters, {trainable:,} trained ({trainable / total:.2%}), {dtype} on {devices}",
-        f"plan: {trainer.total_steps} steps of {shape.samples_per_step} samples ({parts}), {shape.steps_per_epoch} steps an epoch",
-        f"run folder: {trainer.run_dir}",
-    ]
-
-
-def _result_lines(output: TrainOutput) -> list[str]:
-    metrics = output.metrics
-    lines = [
-        f"done: {output.global_step} steps in {duration(metrics['train_runtime'])}, mean loss {metrics['train_loss']:.4f}, "
-        f"{metrics['tokens_per_second']:.0f} tokens/s, peak memory {metrics['memory_gib']:.2f} GiB"
-    ]
-    if output.last_checkpoint is not None:
-        lines.append(f"last checkpoint: {output.last_checkpoint}")
-        if output.best_checkpoint is not None:
-            lines.append(f"best checkpoint: {output.best_checkpoint}")
-        lines.append(f"loss plot: {output.run_dir / 'images' / 'loss.png'}")
+        lines += ["evaluation data:", *indented(prepared.encoded[1].summary())]
     return lines
