@@ -2,7 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from swift_core.cards.datasets import find_dataset, read_datasets
+from swift_core.config.sections import DataSection, ModelSection
+from swift_core.data import locate
 from swift_core.data.dataset_id import DatasetId, parse_dataset_id
+from swift_core.data.report import RowReport
 from swift_core.errors import ConfigError
 from swift_core.registry import DATASETS
 
@@ -19,6 +22,11 @@ def nothing(_: str) -> bool:
         ("ms::org/name:all", DatasetId("org/name", "ms", ("all",))),
         ("org/name@v1:a", DatasetId("org/name@v1", None, ("a",))),
         ("data/train.jsonl#20", DatasetId("data/train.jsonl", count=20)),
+        ("org/name@v1:a#5@0.3", DatasetId("org/name@v1", None, ("a",), 5, 0.3)),
+        ("org/name@1.5", DatasetId("org/name@1.5")),
+        ("org/name@1.5@0.5", DatasetId("org/name@1.5", weight=0.5)),
+        ("data/train.jsonl@2.0", DatasetId("data/train.jsonl", weight=2.0)),
+        ("ms-bench@0.25", DatasetId("ms-bench", weight=0.25)),
         (r"C:\data\train.jsonl", DatasetId(r"C:\data\train.jsonl")),
         ("D:/data/folder:en#7", DatasetId("D:/data/folder", None, ("en",), 7)),
     ],
@@ -38,7 +46,8 @@ _SUBSET = st.from_regex(r"[A-Za-z0-9_.-]{1,6}", fullmatch=True)
         name=_NAME,
         hub=st.sampled_from(["hf", "ms", None]),
         subsets=st.lists(_SUBSET, max_size=3).map(tuple),
-        count=st.none() | st.integers(1, 10**9),
+        count=st.integers(1, 10**9),
+        weight=st.none() | st.integers(1, 10**6).map(lambda number: number / 1000),
     )
 )
 def test_round_trip(dataset):
@@ -48,6 +57,11 @@ def test_round_trip(dataset):
 @pytest.mark.parametrize("text", ["odd:na#me.jsonl", "hf::x#3", "a:b"])
 def test_an_existing_path_is_taken_literally(text):
     assert parse_dataset_id(text, exists=lambda path: path == text) == DatasetId(text)
+
+
+def test_an_existing_path_may_end_in_a_weight():
+    assert parse_dataset_id("odd@0.5", exists=lambda path: path == "odd@0.5") == DatasetId("odd@0.5")
+    assert parse_dataset_id("org/name@0.5", exists=lambda path: path == "org/name") == DatasetId("org/name", weight=0.5)
 
 
 def test_an_existing_path_with_a_colon_may_have_a_count():
@@ -62,7 +76,9 @@ def test_an_existing_path_with_a_colon_may_have_a_count():
         ("a#0", "count '0'"),
         ("a#-5", "count '-5'"),
         ("a#1.5", "count '1.5'"),
-        ("a#5@0.5", "weight"),
+        ("a#5@x", "weight 'x'"),
+        ("a#5@0", "weight '0'"),
+        ("a#5@-1", "weight '-1'"),
         ("a:", "subsets ''"),
         ("a:b//c", "subsets 'b//c'"),
         (":b", "no name"),
@@ -116,3 +132,34 @@ def test_columns_and_subsets_of_the_table():
     assert dolphin.columns == {"question": "query"}
     assert (agents.subsets, agents.views, agents.weak_subsets) == (("default", "mini"), ("mini",), ("mini",))
     assert DATASETS.get("xlam-function-calling-60k").hub_subsets == {"default": "dataset"}
+
+
+@pytest.mark.parametrize("use_hf", [False, True])
+def test_every_known_data_set_is_fetched_by_each_of_its_names(use_hf, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(locate, "resolve", lambda name, **_: asked.append(name) or tmp_path)
+    monkeypatch.setattr(locate, "_folder", lambda folder, shown, subsets, spec, report: locate.Source(iter(()), spec.columns, (folder,)))
+    loading = ModelSection(offline=True, use_hf=use_hf)
+    for spec in read_datasets():
+        if spec.name == "self-cognition":  # comes with swift
+            continue
+        here, there = (spec.hf_id, spec.ms_id) if use_hf else (spec.ms_id, spec.hf_id)
+        hub = "hf" if bool(here) == use_hf else "ms"
+        repo = here or there
+        tail = repo.rpartition("/")[2]
+        subset = next((each for each in spec.subsets if each not in spec.views), None)
+        for written in (spec.name, spec.name.upper(), repo, tail):
+            found = find_dataset(written)
+            if written == tail and (found is None or found.name != spec.name):
+                continue  # the last part of an id may be the name of another set, or shared by two
+            wanted = DatasetId(written, subsets=(subset,) if subset else ())
+            source = locate.find_rows(wanted, data=DataSection(), loading=loading, report=RowReport())
+            assert asked[-1] == f"{hub}::{repo}", written
+            assert source.columns == spec.columns
+    assert len(set(asked)) > 190
+
+
+def test_last_parts_of_ids_that_name_nothing_are_few():
+    tails = {(spec.name, repo.rpartition("/")[2]) for spec in read_datasets() for repo in (spec.hf_id, spec.ms_id) if repo}
+    lost = [tail for name, tail in tails if getattr(find_dataset(tail), "name", None) != name]
+    assert len(lost) < 12, lost

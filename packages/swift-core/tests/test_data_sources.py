@@ -9,10 +9,13 @@ import pytest
 from swift_core.config.sections import DataSection, ModelSection
 from swift_core.data import locate
 from swift_core.data.mixing import set_aside, take
+from swift_core.data.registered import register_dataset
 from swift_core.data.report import BadRow, RowReport, write_rejected
 from swift_core.data.sources import load_dataset, load_datasets, new_report
-from swift_core.errors import ConfigError, DataError, NotFoundError
+from swift_core.errors import ConfigError, DataError, NotFoundError, RegistryError
 from swift_core.protocols import Sample
+from swift_core.registry import DATASETS
+from swift_core.specs import DatasetSpec
 
 OFFLINE = ModelSection(offline=True)
 
@@ -325,3 +328,90 @@ def test_prompts_only(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"query": "q"}, {"messages": [{"role": "user", "content": "r"}]}])
     loaded = load_datasets(DataSection(val_dataset=[path]), OFFLINE, need_answer=False)
     assert questions(loaded.val) == ["q", "r"]
+
+
+def test_weights_mix_by_chance(tmp_path):
+    first, second = write(tmp_path / "a.jsonl", pairs(300)), write(tmp_path / "b.jsonl", pairs(300, start=1000))
+    loaded = load(f"{first}@0.75", f"{second}@0.25")
+    counts = Counter(int(question[1:]) >= 1000 for question in questions(loaded.train))
+    assert counts[False] == 300  # the first set is used up, the second in part
+    assert 60 < counts[True] < 140
+    assert questions(load(first, second, interleave_prob=[0.75, 0.25]).train) == questions(loaded.train)
+    assert any(int(question[1:]) >= 1100 for question in questions(loaded.train))  # drawn from all of it, not from its start
+
+
+def test_all_exhausted_repeats_the_shorter_set(tmp_path):
+    first, second = write(tmp_path / "a.jsonl", pairs(5)), write(tmp_path / "b.jsonl", pairs(50, start=1000))
+    train = questions(load(first, second, interleave_prob=[1, 1], stopping_strategy="all_exhausted").train)
+    counts = Counter(train)
+    assert all(counts[f"q{i}"] == 1 for i in range(1000, 1050))
+    assert all(counts[f"q{i}"] > 5 for i in range(5))
+
+
+def test_mixing_keeps_the_order_of_each_set_without_shuffling(tmp_path):
+    first, second = write(tmp_path / "a.jsonl", pairs(20)), write(tmp_path / "b.jsonl", pairs(20, start=1000))
+    train = [int(question[1:]) for question in questions(load(f"{first}@1", f"{second}@1", dataset_shuffle=False).train)]
+    low, high = [i for i in train if i < 1000], [i for i in train if i >= 1000]
+    assert low == sorted(low) and high == sorted(high) and train != low + high
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"dataset": ["a@1", "b"], "interleave_prob": [1, 1]}, "weights of their own"),
+        ({"dataset": ["a", "b"], "interleave_prob": [1]}, "has 1 values for 2 data sets"),
+        ({"dataset": ["a", "b"], "interleave_prob": [1, 0]}, "not all positive"),
+        ({"dataset": ["a"], "val_dataset": ["b.jsonl@0.5"]}, "reads every row once"),
+        ({"dataset": ["a"], "streaming": True}, "while training"),
+    ],
+)
+def test_mixing_settings_that_cannot_act(settings, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load_datasets(DataSection(**settings), OFFLINE)
+
+
+@pytest.fixture
+def registered(request):
+    name = f"registered-{request.node.name}"
+    yield name
+    DATASETS._specs.pop(name, None)
+
+
+def test_registered_loader(registered):
+    register_dataset(registered, lambda: pairs(3))
+    loaded = load(f"{registered}#2", dataset_shuffle=False)
+    assert questions(loaded.train) == ["q0", "q1"]
+    assert loaded.train[0].origin == f"{registered}#0"
+    with pytest.raises(RegistryError, match="registered twice"):
+        register_dataset(registered, lambda: pairs(1))
+    register_dataset(registered, lambda subset: [{"query": subset, "response": "a"}], subsets=("x", "y"), override=True)
+    assert questions(load(f"{registered}:y").train) == ["y"]
+    register_dataset(registered, lambda: ["text"], override=True)
+    with pytest.raises(DataError, match=r"#0: the loader .* gives str"):
+        load(registered)
+
+
+def test_registered_path_with_a_function_for_rows(registered, ten):
+    def preprocess(row):
+        if row["query"] == "q0":
+            return None
+        if row["query"] == "q1":
+            raise KeyError("nope")
+        return [row, {**row, "query": row["query"] + "!"}] if row["query"] == "q2" else row
+
+    register_dataset(DatasetSpec(name=registered, summary="", path=ten), preprocess=preprocess)
+    loaded = load(registered, on_bad_row="skip", dataset_shuffle=False)
+    assert questions(loaded.train)[:3] == ["q2", "q2!", "q3"]
+    assert "the preprocess function raised KeyError: 'nope'" in loaded.report.summary()
+    with pytest.raises(DataError, match="has no source"):
+        register_dataset(DatasetSpec(name="nothing", summary=""))
+
+
+def test_a_known_set_of_the_other_hub_is_taken_from_there(tmp_path, monkeypatch):
+    write(tmp_path / "set" / "train.jsonl", pairs(1))
+    asked = []
+    monkeypatch.setattr(locate, "resolve", lambda name, **_: asked.append(name) or tmp_path / "set")
+    only_ms = next(spec for spec in DATASETS if spec.ms_id and not spec.hf_id and spec.subsets == ("default",))
+    loaded = load_datasets(DataSection(dataset=[only_ms.name], columns={}), ModelSection(offline=True, use_hf=True))
+    assert asked == [f"ms::{only_ms.ms_id}"]
+    assert "it is not on Hugging Face" in loaded.report.summary()

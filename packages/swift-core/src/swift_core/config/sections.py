@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, field_validator
 
 from swift_core.config.fields import Section, option
+from swift_core.config.loss_scales import parse_loss_scale
 
 
 class ModelSection(Section):
@@ -30,7 +31,9 @@ class ModelSection(Section):
 class DataSection(Section):
     """Data options."""
 
-    dataset: list[str] = option([], "data sets: file, folder, hub id or known name, each with optional :subset and #count", basic=True)
+    dataset: list[str] = option(
+        [], "data sets: file, folder, hub id or known name, each with optional :subset, #count and @weight", basic=True
+    )
     val_dataset: list[str] = option([], "data sets to evaluate on, written like --dataset", basic=True)
     split_dataset_ratio: float = option(
         0.0, "share of --dataset set aside for evaluation when --val_dataset is empty", basic=True, ge=0, lt=1
@@ -38,6 +41,16 @@ class DataSection(Section):
     dataset_shuffle: bool = option(True, "shuffle the rows of --dataset once when they are read")
     val_dataset_shuffle: bool = option(False, "shuffle the rows of --val_dataset")
     data_seed: int = option(42, "seed of shuffling, sampling and splitting")
+    interleave_prob: list[float] = option(
+        [], "chance of drawing the next row from each data set of --dataset, in order; default: one set after the other, then shuffled"
+    )
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = option(
+        "first_exhausted", "when drawing by chance ends: as soon as one data set is used up, or once all were (shorter ones repeat)"
+    )
+    streaming: bool = option(False, "read rows while training instead of holding the data set in memory; needs --max_steps")
+    shuffle_buffer_size: int = option(1000, "rows that streaming holds to shuffle", ge=1)
+    custom_dataset_info: list[str] = option([], "JSON files that describe data sets of your own, which --dataset then takes by name")
+    disable_auto_column_mapping: bool = option(False, "take columns only under their own names, not under aliases such as prompt or answer")
     columns: dict[str, str] = option({}, 'rename columns before the format is detected, as JSON: {"my_question": "query"}')
     on_bad_row: Literal["fail", "skip", "quarantine"] = option(
         "fail", "what to do with a row that cannot be read: stop, leave it out, or write it to rejected.jsonl", basic=True
@@ -45,6 +58,16 @@ class DataSection(Section):
     max_bad_rows: int | None = option(None, "stop when more rows than this are bad", ge=0)
     model_name: list[str] = option([], "name of the assistant in the self-cognition data: Chinese name, English name (or one for both)")
     model_author: list[str] = option([], "author of the assistant in the self-cognition data: Chinese name, English name (or one for both)")
+
+
+class EncodingSection(Section):
+    """Encoding options."""
+
+    load_from_cache_file: bool = option(True, "take token ids from the cache when data, template, tokenizer and limits are the same")
+    dataset_num_proc: int = option(1, "processes that encode rows", ge=1)
+    lazy_tokenize: bool = option(False, "encode a row when training asks for it instead of all rows before the start")
+    cached_dataset: list[str] = option([], "folders made by `swift export --to_cached_dataset`, used instead of --dataset")
+    cached_val_dataset: list[str] = option([], "folders made by `swift export --to_cached_dataset`, used instead of --val_dataset")
 
 
 class TemplateSection(Section):
@@ -58,11 +81,47 @@ class TemplateSection(Section):
     truncation_strategy: Literal["delete", "left", "right", "split"] = option(
         "delete", "samples over --max_length: drop, cut at the left or right, or split into several (pt only)"
     )
-    loss_scale: Literal["default", "last_round", "all"] = option(
-        "default", "tokens that are trained: every answer, the last answer, or everything"
+    loss_scale: str = option(
+        "default",
+        "what is trained: default (every answer), last_round or all, with weights of parts added as +react, +hermes, +qwen, "
+        "+agentflan, +alpha_umi, +ignore_empty_think, +ignore_think_prefix or +regex:FILE.json",
     )
     use_chat_template: bool = option(True, "render messages with the chat template; false joins their texts as they are")
-    chat_template_kwargs: dict[str, Any] = option({}, 'variables for the chat template, as JSON: {"enable_thinking": false}')
+    chat_template_kwargs: dict[str, Any] = option({}, 'variables for the chat template, as JSON: {"reasoning_effort": "low"}')
+    agent_template: str | None = option(
+        None, "how tools and calls are written where the chat template has no place for them (see `swift list agent_templates`)"
+    )
+    enable_thinking: bool | None = option(None, "make the model think before it answers, or keep it from that; default: the template's own")
+    preserve_thinking: bool | None = option(None, "keep or remove the thoughts of earlier answers; default: the template's own")
+    add_non_thinking_prefix: bool | None = option(
+        None, "open answers without thoughts with the template's empty thinking block; default: the template's own"
+    )
+    ignore_empty_think: bool | None = option(
+        None, "leave empty thinking blocks out of the loss; default: where a model can think or not, unless --enable_thinking false"
+    )
+    response_prefix: str | None = option(None, "text that every generated answer starts with")
+
+    @field_validator("loss_scale")
+    @classmethod
+    def _known_loss_scale(cls, value: str) -> str:
+        parse_loss_scale(value)
+        return value
+
+
+class MediaSection(Section):
+    """Media options."""
+
+    media_dir: str | None = option(None, "folder that relative media paths start from; default: the data file's folder, then the current one")
+    max_pixels: int | None = option(None, "shrink images to at most so many pixels (width x height); default: what the processor does", ge=1)
+    min_pixels: int | None = option(None, "enlarge images to at least so many pixels; default: what the processor does", ge=1)
+    video_max_pixels: int | None = option(None, "shrink each frame of a video to at most so many pixels", ge=1)
+    fps: float | None = option(None, "frames taken from each second of a video; default: 2", gt=0)
+    max_frames: int | None = option(None, "most frames taken from a video; default: 64", ge=1)
+    media_timeout: float = option(20.0, "seconds in which a URL of a data set must have been fetched", gt=0)
+    media_max_bytes: int = option(64 * 2**20, "largest media file, in bytes", ge=1)
+    media_max_pixels: int = option(89_478_485, "refuse images and frames with more pixels than this before they are decoded", ge=1)
+    media_max_seconds: float = option(3600.0, "refuse sounds and videos that are longer than this", gt=0)
+    media_allow_private: bool = option(False, "fetch URLs of this machine and of private networks too")
 
 
 class TunerSection(Section):
@@ -138,7 +197,7 @@ class CheckpointSection(Section):
         None, "checkpoint-N folder, run folder (newest valid checkpoint), or true for the newest run in --output_dir", basic=True
     )
     metric_for_best_model: str = option("eval_loss", "metric that names the best checkpoint")
-    greater_is_better: bool | None = option(None, "whether a larger metric is better; default: false for names that end in loss")
+    greater_is_better: bool | None = option(None, "whether a larger metric is better; default: false for names that end in loss or mse")
     load_best_model_at_end: bool = option(False, "put the best weights back when training ends")
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from swift_core.cards.datasets import find_dataset, plain_name
 from swift_core.config.sections import DataSection, ModelSection
 from swift_core.data.dataset_id import DatasetId
+from swift_core.data.registered import is_repeatable, loader_of, made_rows, reworked
 from swift_core.data.report import BadRow, RowReport
 from swift_core.data.rows import SUFFIXES, Row, read_rows, suffix_of
 from swift_core.errors import DataError, NotFoundError
@@ -30,12 +31,14 @@ class Source:
     """A data set that is found and not read yet.
 
     Attributes:
-        rows: its rows.
+        rows: its rows; nothing is read before the first is asked for.
         columns: renaming that its table entry asks for.
+        files: what the rows are read from; None when code makes them, which may give others the next time.
     """
 
     rows: Iterator[Row | BadRow]
     columns: Mapping[str, str]
+    files: tuple[Path, ...] | None = None
 
 
 def find_rows(wanted: DatasetId, *, data: DataSection, loading: ModelSection, report: RowReport) -> Source:
@@ -50,30 +53,35 @@ def find_rows(wanted: DatasetId, *, data: DataSection, loading: ModelSection, re
         return _local(path, wanted, report)
     if wanted.hub is None and (looks_like_path(wanted.name) or suffix_of(Path(wanted.name))):
         raise missing_path(wanted.name, kind="dataset")
-    hub = wanted.hub or ("hf" if loading.use_hf or env_flag("USE_HF") else "ms")
+    hub: Literal["hf", "ms"] = wanted.hub or ("hf" if loading.use_hf or env_flag("USE_HF") else "ms")
     name, at, revision = wanted.name.partition("@")
     spec = find_dataset(name, hub=wanted.hub)
-    if spec is not None and spec.target != _FROM_FILES:
+    if spec is not None and (spec.target != _FROM_FILES or loader_of(spec) is not None):
         return _made(spec, wanted, data)
+    if spec is not None and spec.path and wanted.hub is None:
+        return _at_path(spec, wanted, report)
     if spec is None and "/" not in name:
         near = nearest(name, DATASETS.names())
         advice = f"did you mean {' or '.join(near)}? " if near else ""
         raise NotFoundError(
             f"data set {name!r} is neither a path nor a known name", fix=f"{advice}See `swift list datasets`, or give a path or ORG/NAME"
         )
-    repo = _repo(spec, hub, explicit=wanted.hub is not None) if spec else name
+    hub, repo = _repo(spec, hub, explicit=wanted.hub is not None, report=report) if spec else (hub, name)
     subsets = _hub_subsets(spec, wanted.subsets) if spec else wanted.subsets
     folder = resolve(f"{hub}::{repo}{at}{revision}", kind="dataset", offline=loading.offline, token=loading.hub_token)
     return _folder(folder, repo, subsets, spec, report)
 
 
-def _repo(spec: DatasetSpec, hub: Literal["hf", "ms"], *, explicit: bool) -> str:
+def _repo(spec: DatasetSpec, hub: Literal["hf", "ms"], *, explicit: bool, report: RowReport) -> tuple[Literal["hf", "ms"], str]:
+    """Return hub and id of a known data set; one that is on the other hub only is taken from there unless a prefix says where."""
     here, there = (spec.hf_id, spec.ms_id) if hub == "hf" else (spec.ms_id, spec.hf_id)
     if here:
-        return here
+        return hub, here
     this, other, prefix = ("Hugging Face", "ModelScope", "ms") if hub == "hf" else ("ModelScope", "Hugging Face", "hf")
-    switch = "" if explicit else ", or remove --use_hf" if hub == "hf" else ", or add --use_hf"
-    raise NotFoundError(f"data set {spec.name!r} is on {other}, not on {this}", fix=f"write {prefix}::{there}{switch}")
+    if explicit:
+        raise NotFoundError(f"data set {spec.name!r} is on {other}, not on {this}", fix=f"write {prefix}::{there}")
+    report.note(f"{spec.name} is taken from {other} ({there}): it is not on {this}")
+    return ("ms" if hub == "hf" else "hf"), there
 
 
 def _made(spec: DatasetSpec, wanted: DatasetId, data: DataSection) -> Source:
@@ -81,11 +89,31 @@ def _made(spec: DatasetSpec, wanted: DatasetId, data: DataSection) -> Source:
         raise NotFoundError(
             f"data set {spec.name!r} does not come from a hub: it is made by {spec.source}", fix=f"write --dataset {spec.name}"
         )
-    make: RowMaker = import_target(spec.target, needed_for=f"data set {spec.name!r}", install=spec.install)
     subsets = wanted.subsets or spec.subsets[:1] or ("default",)
     if subsets == ("all",) and "all" not in spec.subsets:
         subsets = tuple(name for name in spec.subsets if name not in spec.weak_subsets)
-    return Source((row for subset in subsets for row in make(subset, data)), spec.columns)
+    if loader_of(spec) is not None:
+        return Source(reworked(spec, (row for subset in subsets for row in made_rows(spec, subset))), spec.columns)
+    make: RowMaker = import_target(spec.target, needed_for=f"data set {spec.name!r}", install=spec.install)
+    rows = (row for subset in subsets for row in make(subset, data))
+    # The rows of swift's own makers depend on their settings and on files that come with swift.
+    files = () if spec.target.startswith("swift_core.data.") and is_repeatable(spec) else None
+    return Source(reworked(spec, rows), spec.columns, files)
+
+
+def _at_path(spec: DatasetSpec, wanted: DatasetId, report: RowReport) -> Source:
+    path = existing_path(spec.path)
+    if path is None:
+        raise missing_path(spec.path, kind="dataset")
+    found = _local(path, DatasetId(spec.path, subsets=wanted.subsets), report)
+    return _of_spec(found, spec)
+
+
+def _of_spec(found: Source, spec: DatasetSpec | None) -> Source:
+    """Return a source with what was registered for its data set."""
+    if spec is None:
+        return found
+    return Source(reworked(spec, found.rows), {**found.columns, **spec.columns}, found.files if is_repeatable(spec) else None)
 
 
 def _local(path: Path, wanted: DatasetId, report: RowReport) -> Source:
@@ -94,7 +122,7 @@ def _local(path: Path, wanted: DatasetId, report: RowReport) -> Source:
             raise DataError(f"{wanted.name} is a file, which has no subset {'/'.join(wanted.subsets)!r}", fix=f"write {wanted.name}")
         if not suffix_of(path):
             raise DataError(f"cannot tell the format of {wanted.name}", fix=f"use one of {', '.join(SUFFIXES)}")
-        return Source(read_rows(path, name=wanted.name), {})
+        return Source(read_rows(path, name=wanted.name), {}, (path,))
     twin = next((spec for spec in DATASETS if plain_name(path.name) in _tails(spec)), None)
     if twin is not None and (twin.columns or twin.split != ("train",) or twin.hub_subsets):
         report.note(f"{wanted.name} is read as a copy of the known data set {twin.name!r}")
@@ -121,7 +149,7 @@ def _folder(folder: Path, shown: str, subsets: tuple[str, ...], spec: DatasetSpe
     if unused:
         more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
         report.note(f"{shown}: subset {'/'.join(names)}; not part of it: {', '.join(unused[:5])}{more}")
-    return Source(_read_all(folder, shown, list(paths)), spec.columns if spec else {})
+    return _of_spec(Source(_read_all(folder, shown, list(paths)), {}, tuple(paths)), spec)
 
 
 def _read_all(folder: Path, shown: str, paths: list[Path]) -> Iterator[Row | BadRow]:

@@ -1,9 +1,10 @@
-"""Taking a number of samples, shuffling and setting some aside: the same result for the same seed on every machine."""
+"""Taking a number of samples, mixing, shuffling and setting some aside: the same result for the same seed on every machine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from random import Random
+from typing import Literal
 
 from swift_core.protocols import Sample
 
@@ -58,3 +59,31 @@ def set_aside(samples: Sequence[Sample], ratio: float, random: Random | None) ->
     chosen = set(random.sample(origins, wanted) if random else origins[-wanted:])
     aside = {sample.origin: sample for sample in samples if sample.origin in chosen}
     return [sample for sample in samples if sample.origin not in chosen], list(aside.values())
+
+
+Strategy = Literal["first_exhausted", "all_exhausted"]
+
+
+def interleave(sets: Sequence[Sequence[Sample]], weights: Sequence[float], random: Random, strategy: Strategy) -> list[Sample]:
+    """Draw from several sets by chance, each set in its own order.
+
+    Args:
+        sets: none of them empty.
+        weights: chance of each set, relative to the others.
+        random: decides which set is next.
+        strategy: `first_exhausted` ends when the set that is drawn has no sample left; `all_exhausted` starts such a set
+            again and ends once every set was used up.
+    """
+    mixed: list[Sample] = []
+    taken = [0] * len(sets)
+    used_up: set[int] = set()
+    indices = range(len(sets))
+    while True:
+        number = random.choices(indices, weights)[0]
+        if taken[number] == len(sets[number]):
+            used_up.add(number)
+            if strategy == "first_exhausted" or len(used_up) == len(sets):
+                return mixed
+            taken[number] = 0
+        mixed.append(sets[number][taken[number]])
+        taken[number] += 1

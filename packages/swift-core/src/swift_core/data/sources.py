@@ -11,7 +11,8 @@ from swift_core.config.sections import DataSection, ModelSection
 from swift_core.data.dataset_id import parse_dataset_id
 from swift_core.data.formats import convert, rename
 from swift_core.data.locate import find_rows
-from swift_core.data.mixing import set_aside, take
+from swift_core.data.mixing import interleave, set_aside, take
+from swift_core.data.registered import register_info_files
 from swift_core.data.report import BadRow, RowReport
 from swift_core.data.rows import Row
 from swift_core.data.turns import Refused
@@ -50,16 +51,19 @@ def load_datasets(data: DataSection, loading: ModelSection, *, need_answer: bool
         NotFoundError: when a data set is not where it was said to be.
         ConfigError: for a data set written wrongly or a setting that cannot act.
     """
-    _check_settings(data)
+    if data.streaming:
+        raise ConfigError([Problem("--streaming", "acts where rows are read while training, not here", "remove it, or read with #count")])
+    check_settings(data)
     report = new_report(data)
 
     def read(text: str, position: str, *, shuffle: bool) -> list[Sample]:
         seed = f"{data.data_seed}/{position}"
         return load_dataset(text, data=data, loading=loading, report=report, shuffle=shuffle, seed=seed, need_answer=need_answer)
 
-    train = [s for i, text in enumerate(data.dataset) for s in read(text, f"train/{i}", shuffle=data.dataset_shuffle)]
+    weights = mixing_weights(data)
+    train = _mixed([read(text, f"train/{i}", shuffle=data.dataset_shuffle) for i, text in enumerate(data.dataset)], weights, data)
     val = [s for i, text in enumerate(data.val_dataset) for s in read(text, f"val/{i}", shuffle=data.val_dataset_shuffle)]
-    _check_columns(data, report)
+    check_columns(data, report)
     if data.split_dataset_ratio > 0 and not data.val_dataset:
         train, val = set_aside(train, data.split_dataset_ratio, _random(data.dataset_shuffle, f"{data.data_seed}/split"))
         if not val:
@@ -69,6 +73,39 @@ def load_datasets(data: DataSection, loading: ModelSection, *, need_answer: bool
             Random(f"{data.data_seed}/{name}").shuffle(samples)
     report.used = len(train) + len(val)
     return LoadedData(train, val, report)
+
+
+def mixing_weights(data: DataSection) -> list[float] | None:
+    """Return the chance of each data set of `--dataset`, relative to the others, or None where they are not mixed by chance.
+
+    Raises:
+        ConfigError: when chances are given twice, or their number is not that of the data sets.
+    """
+    written = [parse_dataset_id(text).weight for text in data.dataset]
+    weighted = [text for text in data.val_dataset if parse_dataset_id(text).weight is not None]
+    if weighted:
+        what = "has a weight, and evaluation reads every row once"
+        raise ConfigError([Problem(f"--val_dataset {weighted[0]}", what, "remove the weight")])
+    if not data.interleave_prob:
+        return None if all(weight is None for weight in written) else [1.0 if weight is None else weight for weight in written]
+    where = "--interleave_prob"
+    if any(weight is not None for weight in written):
+        raise ConfigError([Problem(where, "data sets have weights of their own after '@' as well", "keep one of the two")])
+    if len(data.interleave_prob) != len(written):
+        what = f"has {len(data.interleave_prob)} values for {len(written)} data sets"
+        raise ConfigError([Problem(where, what, "give one value for each data set of --dataset")])
+    if any(not 0 < chance < float("inf") for chance in data.interleave_prob):
+        raise ConfigError([Problem(where, f"{data.interleave_prob} are not all positive numbers", "for example --interleave_prob 0.7 0.3")])
+    return list(data.interleave_prob)
+
+
+def _mixed(sets: list[list[Sample]], weights: list[float] | None, data: DataSection) -> list[Sample]:
+    if weights is None or len(sets) < 2:
+        return [sample for samples in sets for sample in samples]
+    for number, samples in enumerate(sets):
+        if data.dataset_shuffle:  # before mixing: where a set is used in part, that part is a draw, not the first rows
+            Random(f"{data.data_seed}/set/{number}").shuffle(samples)
+    return interleave(sets, weights, Random(f"{data.data_seed}/mix"), data.stopping_strategy)
 
 
 def new_report(data: DataSection) -> RowReport:
@@ -86,7 +123,7 @@ def load_dataset(
     seed: str | None = None,
     need_answer: bool = True,
 ) -> list[Sample]:
-    """Read one data set, written `[hf::|ms::]NAME[:subset/subset][#count]`, in file order.
+    """Read one data set, written `[hf::|ms::]NAME[:subset/subset][#count][@weight]`, in file order.
 
     Args:
         text: the data set as written.
@@ -106,7 +143,8 @@ def load_dataset(
     read_before, bad_before = report.read, len(report.bad)
     columns = {**source.columns, **data.columns}
     draw = _random(data.dataset_shuffle if shuffle is None else shuffle, seed or str(data.data_seed))
-    samples = take(_samples(source.rows, columns, report, need_answer=need_answer), wanted.count, draw)
+    aliases = not data.disable_auto_column_mapping
+    samples = take(samples_of(source.rows, columns, report, need_answer=need_answer, aliases=aliases), wanted.count, draw)
     if not samples:
         read, bad = report.read - read_before, len(report.bad) - bad_before
         why = f"all {read} rows are bad\n{report.reasons(report.bad[bad_before:])}" if bad else "it holds no rows"
@@ -115,7 +153,22 @@ def load_dataset(
     return samples
 
 
-def _samples(rows: Iterator[Row | BadRow], columns: Mapping[str, str], report: RowReport, *, need_answer: bool) -> Iterator[Sample]:
+def samples_of(
+    rows: Iterator[Row | BadRow], columns: Mapping[str, str], report: RowReport, *, need_answer: bool, aliases: bool = True
+) -> Iterator[Sample]:
+    """Yield the sample of every row that can be used; the report gets the others.
+
+    Args:
+        rows: as read.
+        columns: renaming.
+        report: counts, and what happens to a bad row.
+        need_answer: whether every row must hold something to train.
+        aliases: whether columns count under other names as well, such as `prompt` for `query`.
+
+    Raises:
+        DataError: for a bad row, as the report's policy says.
+    """
+    options: dict[str, bool] = {} if aliases else {"aliases": False}
     for row in rows:
         report.read += 1
         if isinstance(row, BadRow):
@@ -123,7 +176,7 @@ def _samples(rows: Iterator[Row | BadRow], columns: Mapping[str, str], report: R
             continue
         report.columns.update(dict.fromkeys(row.values))
         try:
-            sample, name = convert(rename(row.values, columns), row.origin, need_answer=need_answer)
+            sample, name = convert(rename(row.values, columns), row.origin, need_answer=need_answer, **options)
         except Refused as refused:
             report.refuse(BadRow(row.origin, refused.reason, row.values, refused.fix))
             continue
@@ -135,7 +188,14 @@ def _random(shuffle: bool, seed: str) -> Random | None:
     return Random(seed) if shuffle else None  # Random hashes a text itself, the same way on every machine
 
 
-def _check_settings(data: DataSection) -> None:
+def check_settings(data: DataSection) -> None:
+    """Register the described data sets, then refuse settings that cannot act.
+
+    Raises:
+        ConfigError: with what to do instead.
+    """
+    register_info_files(data.custom_dataset_info)
+    mixing_weights(data)
     if not data.dataset and not data.val_dataset:
         raise ConfigError([Problem("--dataset", "is missing", "--dataset FILE, a folder, a hub id, or self-cognition")])
     names = [flag for flag, value in (("--model_name", data.model_name), ("--model_author", data.model_author)) if value]
@@ -151,7 +211,12 @@ def _is_self_cognition(text: str) -> bool:
     return spec is not None and spec.name == "self-cognition"
 
 
-def _check_columns(data: DataSection, report: RowReport) -> None:
+def check_columns(data: DataSection, report: RowReport) -> None:
+    """Refuse a renaming that met no row.
+
+    Raises:
+        ConfigError: with the columns that there are.
+    """
     unmet = [name for name in data.columns if name not in report.columns]
     if unmet:
         fix = f"columns in the data: {', '.join(report.columns)}"
