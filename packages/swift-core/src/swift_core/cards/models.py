@@ -117,9 +117,7 @@ def families() -> dict[str, Family]:
 
 
 def _family(spec: ModelSpec | Family, *, templates: tuple[str, ...] = ()) -> Family:
-    return Family(
-        spec.model_type, spec.kind, spec.task_type, spec.multimodal, spec.model_arch, spec.architectures, templates, spec.loader
-    )
+    return Family(spec.model_type, spec.kind, spec.task_type, spec.multimodal, spec.model_arch, spec.architectures, templates, spec.loader)
 
 
 @cache
@@ -152,9 +150,9 @@ _indexes: WeakKeyDictionary[Registry[ModelSpec], tuple[int, dict[str, str]]] = W
 
 def _index(table: Registry[ModelSpec]) -> dict[str, str]:
     """Return lower-case name, id or last part of an id -> name of the entry; built again when entries were added."""
-    size, index = _indexes.get(table, (-1, {}))
+    size, index = _indexes.get(table, (-1, dict[str, str]()))
     if size != len(table.names()):
-        index = {}
+        index = dict[str, str]()
         specs = list(table)
         for spec in specs:
             index.setdefault(spec.name.lower(), spec.name)
