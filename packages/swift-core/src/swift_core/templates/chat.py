@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class ChatTemplate:
             `all` every token; a message's own `loss` beats it.
         use_chat_template: False joins the texts of the messages as they are, with nothing between them, with the bos token that
             the tokenizer adds in front and the eos token at the end.
+        make_renderer: makes the renderer from tokenizer, `jinja` and `variables`.
 
     Attributes:
         stop_words: texts at which a generation ends.
@@ -73,11 +74,12 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         loss_scale: LossScale = "default",
         use_chat_template: bool = True,
+        make_renderer: Callable[..., Renderer] = Renderer,
     ) -> None:
         self.tokenizer = tokenizer
         self.system = system
         self.loss_scale: LossScale = loss_scale
-        self._renderer = Renderer(tokenizer, jinja=jinja, variables=variables) if use_chat_template else None
+        self._renderer = make_renderer(tokenizer, jinja=jinja, variables=variables) if use_chat_template else None
         self._bos = leading_bos(tokenizer)
         eos: Any = tokenizer.eos_token
         self._turn_end = self._probe(tuple(stop_words), eos) if use_chat_template else TurnEnd((eos,) if eos else ())
@@ -283,11 +285,18 @@ def _check_tool_calls(renderer: Renderer, messages: Sequence[Message], tools: To
         )
 
 
-def build_template(tokenizer: PreTrainedTokenizerBase, section: TemplateSection) -> ChatTemplate:
+def build_template(
+    tokenizer: PreTrainedTokenizerBase, section: TemplateSection, *, make: Callable[..., ChatTemplate] = ChatTemplate
+) -> ChatTemplate:
     """Return the template that the settings describe.
 
     A named template also becomes the tokenizer's own (without its `{% generation %}` marks), so that a checkpoint saved
     with this tokenizer is prompted as it was trained.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        section: the settings.
+        make: makes the template from the tokenizer and the arguments of `ChatTemplate`.
 
     Raises:
         TemplateError: when there is no chat template to use, or settings exclude one another.
@@ -304,7 +313,7 @@ def build_template(tokenizer: PreTrainedTokenizerBase, section: TemplateSection)
     jinja = spec.jinja if spec else None
     if jinja is not None and spec is not None and spec.auto_bos and leading_bos(tokenizer):
         jinja = "{{- bos_token }}" + jinja
-    template = ChatTemplate(
+    template = make(
         tokenizer,
         jinja=jinja,
         stop_words=spec.stop_words if spec else (),
