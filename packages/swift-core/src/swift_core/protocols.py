@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 class Message(TypedDict):
     """One turn of a conversation, as chat templates take it.
 
-    `loss` overrides whether an assistant turn is trained.
+    `loss` overrides whether an assistant turn is trained, `loss_scale` the weight of its tokens in the loss.
     """
 
     role: str
     content: Any
     loss: NotRequired[bool | None]
+    loss_scale: NotRequired[float]
     tool_calls: NotRequired[list[dict[str, Any]]]
 
 

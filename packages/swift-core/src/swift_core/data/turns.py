@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+from swift_core.data.media_tags import Sources
+from swift_core.data.parts import Content, is_parts, read_parts
+from swift_core.data.values import Refused, kind_of, parse_json, plain_text
 from swift_core.protocols import Message
 
 ROLES = {
@@ -24,38 +28,73 @@ ROLES = {
     "observation": "tool_response",
     "observations": "tool_response",
 }
-_ANSWERS = ("assistant", "tool_call")
+ANSWERS = ("assistant", "tool_call")
 _RESULTS = ("tool", "tool_response")
 # Fields of a turn that chat templates read.
 _KEPT = ("reasoning_content", "tool_call_id", "name")
-# <video> and <audio> are HTML elements too: they mean media only at the edge of a question.
-_MEDIA_TAG = re.compile(r"<image>|^\s*<(?:video|audio)>|<(?:video|audio)>\s*$")
-MEDIA_REASON = "it holds images, videos or audio, and only text can be trained so far"
-MEDIA_FIX = "train on text rows"
 
 
-class Refused(ValueError):
-    """Why a row cannot become a sample, and what to do about it."""
+@dataclass(slots=True)
+class Conversation:
+    """Messages whose media are not placed yet.
 
-    def __init__(self, reason: str, fix: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.fix = fix
+    Attributes:
+        messages: the turns, with a tag in the text for each medium.
+        sources: sources that content parts brought, by the place of their tag.
+    """
+
+    messages: list[Message] = field(default_factory=list[Message])
+    sources: Sources = field(default_factory=dict[tuple[int, int], Any])
+
+    def add(self, message: Message, sources: Mapping[int, Any] | None = None) -> None:
+        """Append a turn and the sources in its text."""
+        self.sources.update({(len(self.messages), at): source for at, source in (sources or {}).items()})
+        self.messages.append(message)
+
+    def head(self, length: int) -> Conversation:
+        """Return the first turns."""
+        return Conversation(self.messages[:length], {key: source for key, source in self.sources.items() if key[0] < length})
+
+    def joined(self, after: Conversation) -> Conversation:
+        """Return this conversation with the turns of another one behind it."""
+        moved = {(index + len(self.messages), at): source for (index, at), source in after.sources.items()}
+        return Conversation([*self.messages, *after.messages], self.sources | moved)
+
+    def with_system(self, system: str | None) -> Conversation:
+        """Return the conversation with a system text in front.
+
+        Raises:
+            Refused: when it opens with another system text.
+        """
+        messages = with_system(self.messages, system)
+        shift = len(messages) - len(self.messages)
+        return Conversation(messages, {(index + shift, at): source for (index, at), source in self.sources.items()})
 
 
-def parse_turns(turns: list[Any], *, system: str | None, need_answer: bool) -> list[Message]:
-    """Return the messages of a list of `{role, content}` or `{from, value}` turns.
-
-    Args:
-        turns: turns as a row gives them.
-        system: system text given beside the turns.
-        need_answer: whether the last turn must be an answer; false for prompts.
+def parse_turns(turns: Sequence[Any]) -> Conversation:
+    """Return the conversation of a list of `{role, content}` or `{from, value}` turns.
 
     Raises:
-        Refused: when the conversation cannot be used.
+        Refused: when a turn cannot be read.
     """
-    messages = [_parse_turn(turn, number) for number, turn in enumerate(turns, start=1)]
-    return check_order(with_system(messages, system), need_answer=need_answer)
+    conversation = Conversation()
+    for number, turn in enumerate(turns, start=1):
+        _parse_turn(conversation, turn, number)
+    return conversation
+
+
+def rename_turns(turns: Sequence[Any], names: Mapping[str, str]) -> list[Any]:
+    """Return turns with their keys and roles renamed, such as `{"speaker": "role", "BOT": "assistant"}`."""
+    if not names:
+        return list(turns)
+    return [
+        {names.get(key, key): _role_name(key, value, names) for key, value in turn.items()} if isinstance(turn, dict) else turn
+        for turn in turns
+    ]
+
+
+def _role_name(key: str, value: Any, names: Mapping[str, str]) -> Any:
+    return names.get(value, value) if names.get(key, key) in ("role", "from") and isinstance(value, str) else value
 
 
 def with_system(messages: list[Message], system: str | None) -> list[Message]:
@@ -76,8 +115,8 @@ def with_system(messages: list[Message], system: str | None) -> list[Message]:
     raise Refused("two different system texts: one in the column 'system', one in the first turn", "keep one of them")
 
 
-def check_order(messages: list[Message], *, need_answer: bool) -> list[Message]:
-    """Return the messages if every turn may stand where it stands.
+def check_order(messages: list[Message], *, need_answer: bool) -> None:
+    """Check that every turn may stand where it stands.
 
     Raises:
         Refused: otherwise.
@@ -87,13 +126,8 @@ def check_order(messages: list[Message], *, need_answer: bool) -> list[Message]:
         raise Refused("the conversation is empty")
     for number, (before, role) in enumerate(zip(["", *roles], roles, strict=False), start=1):
         _check_place(before, role, number)
-    for number, message in enumerate(messages, start=1):
-        _check_text(message, number, last=number == len(messages))
-    if need_answer and roles[-1] not in _ANSWERS:
+    if need_answer and roles[-1] not in ANSWERS:
         raise Refused(f"the last turn is from {roles[-1]}, so there is no answer to train", "end every conversation with an assistant turn")
-    if not need_answer and roles[-1] == "system":
-        raise Refused("there is no question after the system text")
-    return messages
 
 
 def _check_place(before: str, role: str, number: int) -> None:
@@ -103,23 +137,27 @@ def _check_place(before: str, role: str, number: int) -> None:
         raise Refused(f"turns {number - 1} and {number} are both from user", "join them, or put the answer between them")
     if role == "assistant" and before == "assistant":
         raise Refused(f"turns {number - 1} and {number} are both from assistant", "join them, or put the question between them")
-    if role in _RESULTS and before not in (*_ANSWERS, *_RESULTS):
+    if role in _RESULTS and before not in (*ANSWERS, *_RESULTS):
         raise Refused(f"turn {number} is a tool result, but no tool was called before it", "put the tool_call turn before it")
 
 
-def _check_text(message: Message, number: int, *, last: bool) -> None:
-    text, role = str(message["content"]), message["role"]
-    if role == "user" and _MEDIA_TAG.search(text):
-        raise Refused(MEDIA_REASON, MEDIA_FIX)
-    if text.strip() or message.get("tool_calls") or role in _RESULTS:
-        return
-    if role == "assistant" and not last:
-        return
-    what = {"user": "question", "assistant": "answer"}.get(role, f"{role} turn")
-    raise Refused(f"the {what} in turn {number} is empty")
+def check_texts(messages: list[Message]) -> None:
+    """Check that no turn that matters is empty.
+
+    Raises:
+        Refused: otherwise.
+    """
+    for number, message in enumerate(messages, start=1):
+        role = message["role"]
+        if str(message["content"]).strip() or message.get("tool_calls") or role in _RESULTS:
+            continue
+        if role == "assistant" and number < len(messages):
+            continue
+        what = {"user": "question", "assistant": "answer"}.get(role, f"{role} turn")
+        raise Refused(f"the {what} in turn {number} is empty")
 
 
-def _parse_turn(turn: Any, number: int) -> Message:
+def _parse_turn(conversation: Conversation, turn: Any, number: int) -> None:
     if not isinstance(turn, dict):
         raise Refused(f"turn {number} is {kind_of(turn)}, not an object", 'write turns as {"role": "user", "content": "..."}')
     role_key = "role" if "role" in turn else "from"
@@ -131,33 +169,49 @@ def _parse_turn(turn: Any, number: int) -> Message:
     role = ROLES.get(given.strip().lower()) if isinstance(given, str) else None
     if role is None:
         raise Refused(f"turn {number} has the role {given!r}", f"allowed roles: {', '.join(ROLES)}")
-    message = Message(role=role, content=_content(turn.get(text_key), role, number, calls=bool(turn.get("tool_calls"))))
-    _put_calls(message, turn.get("tool_calls"), number)
+    content = _content(turn.get(text_key), role, number, calls=bool(turn.get("tool_calls")))
+    for identity, result in content.results:
+        _add_result(conversation, identity, result, role, number)
+    if content.results and not content.text:
+        return
+    message = Message(role=role, content=content.text)
+    _put_calls(message, turn.get("tool_calls") or content.calls, number)
     _put_loss(message, turn, number)
+    if content.thoughts:
+        cast("dict[str, Any]", message)["reasoning_content"] = content.thoughts
     for key in _KEPT:
         if turn.get(key) is not None:
             cast("dict[str, Any]", message)[key] = plain_text(turn[key], f"{key} of turn {number}")
-    return message
+    conversation.add(message, content.sources)
 
 
-def _content(value: Any, role: str, number: int, *, calls: bool) -> str:
+def _add_result(conversation: Conversation, identity: Any, result: Content, role: str, number: int) -> None:
+    if role != "user":
+        raise Refused(f"turn {number} is from {role} and holds a tool_result", "put tool results into a user turn, or use the role 'tool'")
+    message = Message(role="tool", content=result.text)
+    if identity is not None:
+        cast("dict[str, Any]", message)["tool_call_id"] = plain_text(identity, f"tool_use_id of turn {number}")
+    conversation.add(message, result.sources)
+
+
+def _content(value: Any, role: str, number: int, *, calls: bool) -> Content:
+    content = Content()
     if isinstance(value, str):
-        return plain_text(value, f"turn {number}")
+        text = plain_text(value, f"turn {number}")
+        if role == "user":
+            content.add_text(text)
+        else:
+            content.text = text
+        return content
     if value is None and calls:
-        return ""
-    if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
-        return "".join(_part(part, number) for part in value)
+        return content
+    parts: Any = [value] if isinstance(value, dict) and role not in ("tool_call", *_RESULTS) else value
+    if is_parts(parts, known=role in ("tool_call", *_RESULTS)):
+        return read_parts(parts, number)
     if isinstance(value, dict | list) and role in ("tool_call", *_RESULTS):
-        return plain_text(json.dumps(value, ensure_ascii=False), f"turn {number}")
+        content.text = plain_text(json.dumps(value, ensure_ascii=False), f"turn {number}")
+        return content
     raise Refused(f"the content of turn {number} ({role}) is {kind_of(value)}, not a text")
-
-
-def _part(part: dict[str, Any], number: int) -> str:
-    if part["type"] == "text" and isinstance(part.get("text"), str):
-        return plain_text(part["text"], f"turn {number}")
-    if part["type"] in ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio"):
-        raise Refused(MEDIA_REASON, MEDIA_FIX)
-    raise Refused(f"turn {number} holds a content part of type {part['type']!r}", "only parts of type 'text' can be trained so far")
 
 
 def _put_calls(message: Message, calls: Any, number: int) -> None:
@@ -171,11 +225,11 @@ def _put_calls(message: Message, calls: Any, number: int) -> None:
 
 
 def _put_loss(message: Message, turn: dict[str, Any], number: int) -> None:
-    if turn.get("loss_scale") is not None:
-        raise Refused(
-            f"turn {number} has its own loss_scale, which is not supported",
-            "use 'loss': true or false for each turn, or --loss_scale for all rows",
-        )
+    scale = turn.get("loss_scale")
+    if scale is not None:
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < float("inf"):
+            raise Refused(f"'loss_scale' of turn {number} is {scale!r}", "write a number that is 0 or more")
+        message["loss_scale"] = float(scale)
     key = "loss" if turn.get("loss") is not None else "weight"
     value = turn.get(key)
     if value is None:
@@ -183,44 +237,3 @@ def _put_loss(message: Message, turn: dict[str, Any], number: int) -> None:
     if value not in (0, 1):
         raise Refused(f"{key!r} of turn {number} is {value!r}", "write true or false (weight: 1 or 0)")
     message["loss"] = bool(value)
-
-
-def parse_json(text: str, what: str) -> Any:
-    """Return the value of a JSON text inside a row.
-
-    Raises:
-        Refused: when it is broken.
-    """
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{what} is not valid JSON: {error}") from None
-
-
-def plain_text(value: Any, what: str) -> str:
-    """Return a text that can be tokenised.
-
-    Raises:
-        Refused: when it is no text, or holds half of a surrogate pair.
-    """
-    if not isinstance(value, str):
-        raise Refused(f"{what} is {kind_of(value)}, not a text")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise Refused(
-                f"{what} holds half of a character (\\u{ord(value[error.start]):04x})", "the text was cut inside an emoji: mend it"
-            ) from None
-    return value
-
-
-def kind_of(value: Any) -> str:
-    """Name the JSON type of a value."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    return {str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}.get(
-        type(value), f"a {type(value).__name__}"
-    )
