@@ -59,6 +59,7 @@ def train_steps(
     make_batch: Callable[..., Any] = collate,
     weigh: Callable[[EncodedSample], int] = lambda sample: sample.trained_tokens,
     measure: Callable[[EncodedSample], int] = len,
+    packs: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[StepBatches]:
     """Yield the micro-batches of one rank for each optimizer step from `start` to `stop - 1`.
 
@@ -77,10 +78,11 @@ def train_steps(
         make_batch: `(samples, pad_token_id=...)` to a batch with `to`, `masked` and `origins`.
         weigh: what a sample adds to the normaliser of its step.
         measure: tokens of a sample.
+        packs: sample indices that count as one sample of the batch size.
     """
     lengths = [measure(sample) for sample in samples]
     trained = [weigh(sample) for sample in samples]
-    plan = list(steps_from(shape, lengths, start=start, stop=stop))
+    plan = list(steps_from(shape, lengths, start=start, stop=stop, packs=packs))
     indices: list[list[int]] = []
     blank: list[bool] = []
     for step in plan:

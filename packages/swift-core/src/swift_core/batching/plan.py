@@ -6,19 +6,23 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from swift_core.batching.packing import balanced_bins
+
 
 @dataclass(frozen=True, slots=True)
 class PlanShape:
     """The numbers a plan depends on.
 
     Attributes:
-        num_samples: size of the data set.
+        num_samples: size of the data set; with packing the number of packs, which take the place of samples.
         batch_size: samples of one micro-batch on one rank.
         accumulation: micro-batches of one optimizer step.
         world_size: number of ranks.
         seed: seed of the order.
         shuffle: draw a new order in every epoch.
         group_by_length: put samples of like length into the same step.
+        token_budget: tokens of a micro-batch on one rank; None deals by `batch_size` instead. The samples of a step are the
+            same either way.
     """
 
     num_samples: int
@@ -28,6 +32,7 @@ class PlanShape:
     seed: int = 42
     shuffle: bool = True
     group_by_length: bool = False
+    token_budget: int | None = None
 
     @property
     def samples_per_step(self) -> int:
@@ -71,21 +76,35 @@ def split_step(samples: Sequence[int], shape: PlanShape, lengths: Sequence[int])
     Returns:
         `[micro][rank][sample]`; every rank has the same number of micro-batches, some may be empty at the end of an epoch.
     """
+    if shape.token_budget is not None:
+        tokens = sum(lengths[index] for index in samples)
+        micros = min(-(-len(samples) // shape.world_size), -(-tokens // (shape.token_budget * shape.world_size)))
+        bins = balanced_bins(samples, lengths, bins=max(1, micros) * shape.world_size)
+        return [bins[start : start + shape.world_size] for start in range(0, len(bins), shape.world_size)]
     ordered = sorted(samples, key=lambda index: (-lengths[index], index))
     per_micro = shape.batch_size * shape.world_size
-    micros: list[list[list[int]]] = []
-    for start in range(0, len(ordered), per_micro):
-        part = ordered[start : start + per_micro]
-        micros.append([part[rank :: shape.world_size] for rank in range(shape.world_size)])
-    return micros
+    parts = [ordered[start : start + per_micro] for start in range(0, len(ordered), per_micro)]
+    return [[part[rank :: shape.world_size] for rank in range(shape.world_size)] for part in parts]
 
 
-def steps_from(shape: PlanShape, lengths: Sequence[int], *, start: int, stop: int) -> Iterator[list[list[list[int]]]]:
-    """Yield `[micro][rank][sample]` for the optimizer steps `start` to `stop - 1`, over as many epochs as that takes."""
+def steps_from(
+    shape: PlanShape, lengths: Sequence[int], *, start: int, stop: int, packs: Sequence[Sequence[int]] | None = None
+) -> Iterator[list[list[list[int]]]]:
+    """Yield `[micro][rank][sample]` for the optimizer steps `start` to `stop - 1`, over as many epochs as that takes.
+
+    Args:
+        shape: numbers of the plan.
+        lengths: tokens of every sample.
+        start: first step.
+        stop: step after the last one.
+        packs: sample indices that go together and count as one sample of the batch size.
+    """
     epoch, order = -1, []
+    units = lengths if packs is None else [sum(lengths[index] for index in pack) for pack in packs]
     for step in range(start, stop):
         at = divmod(step, shape.steps_per_epoch)
         if at[0] != epoch:
-            epoch, order = at[0], epoch_order(shape, at[0], lengths)
+            epoch, order = at[0], epoch_order(shape, at[0], units)
         begin = at[1] * shape.samples_per_step
-        yield split_step(order[begin : begin + shape.samples_per_step], shape, lengths)
+        taken = order[begin : begin + shape.samples_per_step]
+        yield split_step(taken if packs is None else [index for unit in taken for index in packs[unit]], shape, lengths)

@@ -6,8 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from swift_core.config.command import CommandConfig
-from swift_core.config.load import understand
+from swift_core.config.argparser import parse_words
+from swift_core.config.command import CommandConfig, fit
+from swift_core.config.fields import section_settings
+from swift_core.config.files import read_config_file
+from swift_core.config.load import config_files, understand
+from swift_core.config.sections import LaunchSection
 from swift_core.errors import ConfigError, Problem
 from swift_core.plugins import load_plugin_files
 
@@ -60,17 +64,14 @@ def run_config_command(
 
 
 def _plugin_files(argv: Sequence[str]) -> list[str]:
-    # Plugins may register the tuner or callback that a later flag names, so they are loaded before the flags are checked.
-    files: list[str] = []
-    for position, word in enumerate(argv):
-        flag, equals, attached = word.partition("=")
-        if flag.replace("-", "_") != "__external_plugins":
-            continue
-        if equals:
-            files.append(attached)
-            continue
-        for value in argv[position + 1 :]:
-            if value.startswith("--"):
-                break
-            files.append(value)
-    return files
+    # Plugins may register the tuner or callback that another setting names, so they are loaded before settings are checked.
+    setting = section_settings(LaunchSection, section="launch")["external_plugins"]
+    words = parse_words(argv, {setting.name: setting})
+    if setting.name in words.values:
+        return [str(path) for path in words.values[setting.name]]
+    found: list[str] = []
+    for file in config_files(words):
+        value = read_config_file(file, [])[0].get(setting.name)
+        if value is not None:
+            found = [str(path) for path in fit(setting, value)]
+    return found

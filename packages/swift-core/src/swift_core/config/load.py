@@ -66,7 +66,7 @@ def understand(kind: type[C], argv: Sequence[str]) -> Invocation[C]:
     problems = list(words.problems)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for path in [*_resume_file(words), *words.files]:
+    for path in config_files(words):
         found, places = read_config_file(path, problems)
         for name, value in found.items():
             target = ALIASES.get(name, name) if name not in settings else name
@@ -81,9 +81,11 @@ def understand(kind: type[C], argv: Sequence[str]) -> Invocation[C]:
     return Invocation(words, kind.from_values(values, sources, problems))
 
 
-def _resume_file(words: ParsedWords) -> list[Path]:
-    # A resumed run goes on with its own settings; flags given beside --resume_from_checkpoint win over them.
+def config_files(words: ParsedWords) -> list[Path]:
+    """Return the files that settings are read from, in order of precedence.
+
+    A resumed run goes on with its own settings; files and flags given beside `--resume_from_checkpoint` win over them.
+    """
     folder = words.values.get("resume_from_checkpoint")
-    if not isinstance(folder, str):
-        return []
-    return [path for path in [Path(folder) / ARGS_FILE] if path.is_file()]
+    saved = Path(folder) / ARGS_FILE if isinstance(folder, str) else None
+    return [*([saved] if saved is not None and saved.is_file() else []), *words.files]

@@ -17,15 +17,55 @@ class ModelSection(Section):
         None, "model id or folder: pypi::NAME, hf::ORG/NAME, ms::ORG/NAME, a path, or a known name such as Qwen2.5-7B-Instruct", basic=True
     )
     model_revision: str | None = option(None, "branch, tag or commit on the hub")
+    model_type: str | None = option(None, "family of the model (see `swift list models`); default: found out from its files")
     torch_dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "number type of the weights; default: as saved, float32 on a CPU without bfloat16", basic=True
     )
     attn_impl: str | None = option(None, "attention implementation of transformers, such as sdpa, eager or flash_attention_2")
+    rope_scaling: str | dict[str, Any] | None = option(
+        None, "stretch rotary positions over a longer context: linear, dynamic or yarn with --max_model_len, or JSON with rope_type and factor"
+    )
+    max_model_len: int | None = option(None, "context length in tokens; default: as config.json says", ge=1)
+    new_special_tokens: list[str] = option(
+        [], "tokens that are added to tokenizer and embedding, or .txt files with one token a line; train embed_tokens and lm_head with them"
+    )
     trust_remote_code: bool = option(False, "run Python code that comes with the model; read it first")
     use_hf: bool = option(False, "take ids without a prefix from Hugging Face instead of ModelScope", basic=True)
     offline: bool = option(False, "open no connection; everything must be on this machine")
     hub_token: str | None = option(None, "access token for private repositories", secret=True)
     adapters: list[str] = option([], "adapter folders or checkpoints to load on top of the model", basic=True)
+
+    @field_validator("rope_scaling", mode="before")
+    @classmethod
+    def _scaling(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"not readable as JSON: {error}") from error
+        if isinstance(value, str) and value not in ("linear", "dynamic", "yarn"):
+            raise ValueError('write linear, dynamic, yarn, or JSON such as {"rope_type": "yarn", "factor": 4.0}')
+        if isinstance(value, dict) and not {"rope_type", "type"} & set(cast(dict[str, Any], value)):
+            raise ValueError('says no rope_type; write for example {"rope_type": "yarn", "factor": 4.0}')
+        return value
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """Return the tokens of `new_special_tokens`, files read.
+
+        Raises:
+            NotFoundError: when a file is absent.
+        """
+        found: list[str] = []
+        for item in self.new_special_tokens:
+            if not item.endswith(".txt"):
+                found.append(item)
+                continue
+            file = Path(item).expanduser()
+            if not file.is_file():
+                raise NotFoundError(f"--new_special_tokens {item}: there is no such file", fix="give the token itself or the path of a file")
+            found += [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+        return list(dict.fromkeys(found))
 
 
 class DataSection(Section):
@@ -97,7 +137,7 @@ class TemplateSection(Section):
         None, "open answers without thoughts with the template's empty thinking block; default: the template's own"
     )
     ignore_empty_think: bool | None = option(
-        None, "leave empty thinking blocks out of the loss; default: where a model can think or not, unless --enable_thinking false"
+        None, "leave empty thinking blocks out of the loss; default: where the template can switch thinking on and off"
     )
     response_prefix: str | None = option(None, "text that every generated answer starts with")
 
@@ -128,6 +168,9 @@ class TunerSection(Section):
     """Tuner options."""
 
     tuner_type: str = option("lora", "how the model is adapted (see `swift list tuners`)", basic=True)
+    freeze_llm: bool = option(False, "multimodal models: do not train the language model")
+    freeze_vit: bool = option(True, "multimodal models: do not train the towers that see and hear")
+    freeze_aligner: bool = option(True, "multimodal models: do not train the part between towers and language model")
     freeze_parameters: list[str] = option([], "prefixes of parameters that stay fixed (full tuning)")
     freeze_parameters_regex: str | None = option(None, "regular expression of parameters that stay fixed (full tuning)")
     freeze_parameters_ratio: float = option(
@@ -167,6 +210,16 @@ class TrainSection(Section):
     per_device_eval_batch_size: int = option(1, "samples of one evaluation pass on one device", ge=1)
     gradient_accumulation_steps: int | None = option(
         None, "forward passes before an optimizer step; default: so many that a step holds at least 16 samples", basic=True, ge=1
+    )
+    packing: bool = option(
+        False, "put samples together into packs of --packing_length tokens; a pack counts as one sample of the batch size", basic=True
+    )
+    packing_length: int | None = option(None, "tokens of a pack; default: --max_length", ge=1)
+    padding_free: bool | None = option(
+        None, "run the samples of a batch side by side without padding; default: wherever the model allows it, with the same result"
+    )
+    per_device_token_budget: int | None = option(
+        None, "deal the samples of a step to forward passes of about so many tokens, whatever the batch size; default: 1024 on a CPU", ge=1
     )
     gradient_checkpointing: bool | None = option(
         None, "recompute activations in the backward pass to save memory; default: on for accelerators, off on a CPU"

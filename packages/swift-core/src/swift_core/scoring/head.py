@@ -20,12 +20,25 @@ def wide(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def _chunk_loss(hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, head: Head) -> torch.Tensor:
+    logits = head(hidden).to(wide(hidden))
+    if weights is None:
+        return F.cross_entropy(logits, targets, reduction="sum")
+    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forms the gradient while a chunk's logits are at hand; the backward pass only scales it."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk_rows: int, *parameters: torch.Tensor
+        ctx: FunctionCtx,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor | None,
+        head: Head,
+        chunk_rows: int,
+        *parameters: torch.Tensor,
     ) -> torch.Tensor:
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
         hidden_gradient = torch.empty_like(hidden)
@@ -35,7 +48,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk_rows)
             with torch.enable_grad():
                 part = hidden[rows].detach().requires_grad_()
-                loss = F.cross_entropy(head(part).to(wide(hidden)), targets[rows], reduction="sum")
+                loss = _chunk_loss(part, targets[rows], None if weights is None else weights[rows], head)
                 found = torch.autograd.grad(loss, [part, *wanted], allow_unused=True)
             total += loss.detach()
             hidden_gradient[rows] = found[0] if found[0] is not None else 0
@@ -51,12 +64,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scale = outputs[0]
         hidden_gradient, *gradients = ctx.saved_tensors
         found = iter(gradients)
-        of_parameters = [next(found) * scale.to(hidden_gradient.dtype) if wanted else None for wanted in ctx.wanted]
-        return (hidden_gradient * scale.to(hidden_gradient.dtype), None, None, None, *of_parameters)
+        of_parameters = [_scaled(next(found), scale) if wanted else None for wanted in ctx.wanted]
+        return (_scaled(hidden_gradient, scale), None, None, None, None, *of_parameters)
+
+
+def _scaled(gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    # Multiplied in float32: the scale is 1/tokens, and a half-precision product would round twice.
+    return (gradient * scale).to(gradient.dtype)
 
 
 def chunked_cross_entropy(
-    hidden: torch.Tensor, targets: torch.Tensor, head: Head, parameters: list[torch.Tensor], *, chunk_rows: int = CHUNK_ROWS
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    head: Head,
+    parameters: list[torch.Tensor],
+    *,
+    weights: torch.Tensor | None = None,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> torch.Tensor:
     """Sum the cross-entropy of `head(hidden)` against `targets`.
 
@@ -65,6 +89,7 @@ def chunked_cross_entropy(
         targets: `[rows]`, token ids.
         head: maps `[n, dim]` to logits `[n, vocab]`.
         parameters: the parameters `head` uses; those that require a gradient get one.
+        weights: `[rows]`, factor of each row's loss.
         chunk_rows: rows whose logits are alive at a time.
 
     Returns:
@@ -74,9 +99,9 @@ def chunked_cross_entropy(
         total = torch.zeros((), dtype=wide(hidden), device=hidden.device)
         for start in range(0, len(targets), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            total += F.cross_entropy(head(hidden[rows]).to(wide(hidden)), targets[rows], reduction="sum")
+            total += _chunk_loss(hidden[rows], targets[rows], None if weights is None else weights[rows], head)
         return total
-    return _ChunkedCrossEntropy.apply(hidden, targets, head, chunk_rows, *parameters)  # pyright: ignore[reportReturnType]
+    return _ChunkedCrossEntropy.apply(hidden, targets, weights, head, chunk_rows, *parameters)  # pyright: ignore[reportReturnType]
 
 
 def count_correct(hidden: torch.Tensor, targets: torch.Tensor, head: Head, *, chunk_rows: int = CHUNK_ROWS) -> torch.Tensor:

@@ -12,9 +12,13 @@ from torch import nn
 
 from swift_core.batching.collate import IGNORED, Batch
 from swift_core.errors import ModelError
+from swift_core.scoring.attention import NAME, packed, use_packed_attention
 from swift_core.scoring.head import chunked_cross_entropy, count_correct
 
 logger = logging.getLogger(__name__)
+
+# bfloat16 keeps 8 bits: two orders of the same sums differ by less than this share of the largest value.
+TOLERANCE = 0.02
 
 
 @dataclass(slots=True)
@@ -35,14 +39,15 @@ class Scores:
 class Scorer:
     """Scores batches with a causal language model.
 
-    The head of a transformers model can hide steps after the linear layer (soft-caps, scales). `check` compares this path with
-    the model's own logits once; a model it does not fit is scored through its own logits, which costs memory but is exact.
+    Two short cuts are tried out on the first batch, and left alone where they change the result: running the head on the
+    trained rows alone (a model may hide steps after its head), and running packed rows (a model may carry state from one
+    token to the next). The plain way costs time and memory but is exact.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._checked = False
-        self._split = True
+        self._split: bool | None = None
+        self._packs: bool | None = None
 
     def __call__(self, batch: Batch, *, with_correct: bool = False) -> Scores:
         """Score a batch; tokens labelled -100 are left out.
@@ -50,55 +55,73 @@ class Scorer:
         Raises:
             ModelError: when the model yields no logits.
         """
-        if not self._checked:
-            self.check(batch)
+        self._choose(batch)
+        if batch.segments is not None and not self._packs:
+            batch = batch.padded()
         targets = batch.labels[:, 1:]
         rows = targets != IGNORED
         count = int(rows.sum())
+        weights = None if batch.loss_scale is None else batch.loss_scale[:, 1:][rows]
         if self._split:
             hidden = self._hidden(batch)[:, :-1][rows]
             # No row: the sum is 0 with a gradient of 0 to every parameter, which ranks need to stay in step with one another.
-            loss = chunked_cross_entropy(hidden, targets[rows], self._logits, self._head_parameters())
+            loss = chunked_cross_entropy(hidden, targets[rows], self._logits, self._head_parameters(), weights=weights)
             correct = count_correct(hidden, targets[rows], self._logits) if with_correct else None
             return Scores(loss, count, correct)
         logits = self._own_logits(batch)[:, :-1][rows].float()
-        loss = F.cross_entropy(logits, targets[rows], reduction="sum") if count else logits.sum() * 0
+        losses = F.cross_entropy(logits, targets[rows], reduction="none")
+        loss = (losses if weights is None else losses * weights).sum() if count else logits.sum() * 0
         return Scores(loss, count, (logits.argmax(-1) == targets[rows]).sum() if with_correct else None)
 
-    def check(self, batch: Batch) -> None:
-        """Compare the split path with the model's own logits on the first row of a batch, and choose the path."""
-        self._checked = True
+    # ---- choosing the path -----------------------------------------------------------------------------------------
+
+    def _choose(self, batch: Batch) -> None:
+        if self._split is None:
+            self._split = self._holds("running the head on trained rows alone", self._split_differs, _first_row(batch))
+        if batch.segments is not None and self._packs is None:
+            self._packs = self._holds("running samples side by side without padding", self._packing_differs, batch)
+
+    def _holds(self, what: str, differs: Any, batch: Batch) -> bool:
         training = self.model.training
         self.model.eval()
-        first = Batch(batch.input_ids[:1, :64], batch.attention_mask[:1, :64], batch.labels[:1, :64], [])
         try:
             with torch.no_grad():
-                own = self._own_logits(first).float()
-                reason = self._disagreement(first, own)
+                reason = differs(batch)
+        except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
+            reason = f"{type(error).__name__}: {error}"
         finally:
             self.model.train(training)
-        self._split = reason is None
         if reason is not None:
-            logger.warning("scoring through the model's own logits, which takes more memory: %s", reason)
+            logger.warning("%s does not fit this model, so the slower exact way is used: %s", what, reason)
+        return reason is None
 
-    def _disagreement(self, batch: Batch, own: torch.Tensor) -> str | None:
-        try:
-            split = self._logits(self._hidden(batch)).float()
-        except (AttributeError, TypeError) as error:
-            return f"the model does not come apart into backbone and head ({error})"
-        if split.shape != own.shape:
-            return f"head and model give different shapes, {tuple(split.shape)} and {tuple(own.shape)}"
-        # bfloat16 keeps 8 bits: equal paths differ by less than 1% of the largest logit.
-        difference = (split - own).abs().max() / own.abs().max().clamp_min(1e-6)
-        return None if difference < 0.02 else f"head and model logits differ by {difference:.1%}"
+    def _split_differs(self, batch: Batch) -> str | None:
+        return _difference(self._logits(self._hidden(batch)), self._own_logits(batch))
+
+    def _packing_differs(self, batch: Batch) -> str | None:
+        model = self._causal_lm()
+        before = model.config._attn_implementation
+        if before not in (NAME, "sdpa", "eager"):
+            return f"--attn_impl {before} was asked for"
+        tokens = batch.input_ids[0]
+        one, two = tokens[:7], tokens[-5:]
+        alone = [self._hidden(_row(part)) for part in (one, two)]
+        use_packed_attention(model)
+        together = self._hidden(_row(torch.cat([one, two]), (len(one), len(two))))
+        reason = _difference(together, torch.cat(alone, dim=1))
+        if reason is not None:
+            model.set_attn_implementation(before)
+        return reason
+
+    # ---- the model in parts ----------------------------------------------------------------------------------------
 
     def _causal_lm(self) -> Any:
         # PEFT wraps the model; its layers are inside the same modules, so the inner model runs them.
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # pyright: ignore[reportCallIssue]
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
-        output = self._causal_lm().base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        return output.last_hidden_state
+        with packed(batch.segments):
+            return self._causal_lm().base_model(**_inputs(batch), use_cache=False).last_hidden_state
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         model = self._causal_lm()
@@ -115,7 +138,34 @@ class Scorer:
         return list(self._causal_lm().get_output_embeddings().parameters())
 
     def _own_logits(self, batch: Batch) -> torch.Tensor:
-        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        with packed(batch.segments):
+            output = self.model(**_inputs(batch), use_cache=False)
         if getattr(output, "logits", None) is None:
             raise ModelError(f"{type(self.model).__name__} yields no logits", fix="use a causal language model")
         return output.logits
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    if batch.segments is not None:
+        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **(batch.model_inputs or {})}
+
+
+def _row(tokens: torch.Tensor, segments: tuple[int, ...] | None = None) -> Batch:
+    ids = tokens[None]
+    return Batch(ids, torch.ones_like(ids), torch.full_like(ids, IGNORED), [], segments=segments)
+
+
+def _first_row(batch: Batch) -> Batch:
+    if batch.model_inputs:
+        return batch
+    length = batch.segments[0] if batch.segments is not None else int(batch.attention_mask[0].sum())
+    return _row(batch.input_ids[0, : min(length, 64)])
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> str | None:
+    if found.shape != expected.shape:
+        return f"the shapes are {tuple(found.shape)} and {tuple(expected.shape)}"
+    largest = expected.float().abs().max().clamp_min(1e-6)
+    share = float((found.float() - expected.float()).abs().max() / largest)
+    return None if share < TOLERANCE else f"the results differ by {share:.1%}"

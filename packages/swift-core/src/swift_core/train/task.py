@@ -39,9 +39,11 @@ class Task(Protocol):
 
     Attributes:
         unit: what a weight of 1 stands for in the log, such as `tokens` or `samples`.
+        packs: whether its batches can hold samples side by side without padding, in any number.
     """
 
     unit: str
+    packs: bool
 
     def weight(self, sample: EncodedSample) -> int:
         """Return how much of the normaliser a sample is: its trained tokens, its pairs, or 1."""
@@ -79,11 +81,16 @@ class Task(Protocol):
 
 
 class CausalLm:
-    """Next-token prediction: the loss is a mean over trained tokens."""
+    """Next-token prediction: the loss is a mean over trained tokens.
+
+    Args:
+        packs: lay samples side by side without padding.
+    """
 
     unit = "tokens"
 
-    def __init__(self) -> None:
+    def __init__(self, *, packs: bool = True) -> None:
+        self.packs = packs
         self._scorer: Scorer | None = None
 
     def weight(self, sample: EncodedSample) -> int:
@@ -95,8 +102,8 @@ class CausalLm:
         return len(sample)
 
     def collate(self, samples: Sequence[EncodedSample], *, pad_token_id: int) -> Batch:
-        """Pad samples on the right."""
-        return collate(samples, pad_token_id=pad_token_id)
+        """Lay samples side by side, or pad them on the right."""
+        return collate(samples, pad_token_id=pad_token_id, packed=self.packs)
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the summed cross-entropy in nats over the trained tokens."""

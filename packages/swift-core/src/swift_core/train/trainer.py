@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 
 from swift_core.batching.loader import StepBatches, eval_batches, train_steps
-from swift_core.batching.plan import PlanShape
 from swift_core.config.load import ARGS_FILE
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import DataError, Interrupted, TrainingError
 from swift_core.protocols import EncodedSample, Tuner
+from swift_core.scoring.attention import checkpoint_contexts
 from swift_core.train.callbacks import Callbacks, load_callbacks
 from swift_core.train.checkpoint import clean, rotate, write_checkpoint
+from swift_core.train.dealing import make_packs, make_shape
 from swift_core.train.module import LossModule
 from swift_core.train.optim import make_optimizer, make_scheduler
 from swift_core.train.parallel import World, make_world
@@ -105,16 +107,9 @@ class Trainer:
         self.eval_dataset = eval_dataset or []
         self.world = world or make_world(args.launch, bf16=bool(args.training.bf16))
         self.tuner = tuner or saver_for(model)
-        self.task: Task = task or CausalLm()
-        self.shape = PlanShape(
-            num_samples=len(train_dataset),
-            batch_size=args.training.per_device_train_batch_size,
-            accumulation=args.training.gradient_accumulation_steps or 1,
-            world_size=self.world.size,
-            seed=args.training.seed,
-            shuffle=args.training.train_dataloader_shuffle,
-            group_by_length=args.training.group_by_length,
-        )
+        self.task: Task = task or CausalLm(packs=args.training.padding_free is not False)
+        self.packs = make_packs(args, self.task, train_dataset)
+        self.shape = make_shape(args, self.task, self.world, len(train_dataset) if self.packs is None else len(self.packs))
         epochs = args.training.num_train_epochs
         self.total_steps = args.training.max_steps if args.training.max_steps > 0 else math.ceil(epochs * self.shape.steps_per_epoch - 1e-9)
         if args.optimization.learning_rate is None:
@@ -145,7 +140,9 @@ class Trainer:
         if wanted is None:
             wanted = self.world.device.type != "cpu"
         if wanted and hasattr(self.model, "gradient_checkpointing_enable"):
-            cast(Any, self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            cast(Any, self.model).gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": checkpoint_contexts}
+            )
         self.model.to(self.world.device)
 
     # ---- the run ---------------------------------------------------------------------------------------------------
@@ -220,12 +217,13 @@ class Trainer:
             make_batch=self.task.collate,
             weigh=self.task.weight,
             measure=self.task.length,
+            packs=self.packs,
         )
         for batches in steps:
             if self.state.global_step % self.shape.steps_per_epoch == 0:
                 self.callbacks.call("on_epoch_begin")
             self.callbacks.call("on_step_begin")
-            grad_norm, stop = self._step(batches, signals.received)
+            grad_norm, stop = self._step(batches, signals)
             self._after_step(grad_norm)
             if stop:
                 self._stop(stop)
@@ -237,7 +235,7 @@ class Trainer:
             self._save()
         self.callbacks.call("on_train_end")
 
-    def _step(self, batches: StepBatches, signal_number: int) -> tuple[float, int]:
+    def _step(self, batches: StepBatches, signals: StopSignals) -> tuple[float, int]:
         """Do one optimizer step; returns the gradient norm and the stop signal that any rank has received."""
         accelerator = self.world.accelerator
         losses: list[float] = []
@@ -248,7 +246,8 @@ class Trainer:
                 # Ranks average their gradients; the loss is a mean over the trained tokens of all of them.
                 accelerator.backward(loss * (self.world.size / max(batches.trained_tokens, 1)))
             losses.append(float(loss.detach()))
-        loss_sum, stop = self.world.sum(sum(losses), float(signal_number) / self.world.size)
+        received = [float(signals.received == number) for number in (signal.SIGTERM, signal.SIGINT)]
+        loss_sum, terminated, interrupted = self.world.sum(sum(losses), *received)
         if not math.isfinite(loss_sum):
             self._refuse_step("loss", losses, batches)
         limit = self.args.optimization.max_grad_norm or math.inf
@@ -259,7 +258,7 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.add(loss_sum=loss_sum, trained_tokens=batches.trained_tokens, tokens=batches.tokens, samples=batches.samples)
-        return grad_norm, round(stop)
+        return grad_norm, signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
 
     def _refuse_step(self, what: str, losses: list[float], batches: StepBatches) -> None:
         bad = [origin for value, batch in zip(losses, batches.micros, strict=True) if not math.isfinite(value) for origin in batch.origins]

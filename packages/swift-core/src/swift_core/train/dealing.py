@@ -1,0 +1,73 @@
+"""From settings to the numbers of a plan: packs, batch sizes, token budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from swift_core.batching.packing import best_fit
+from swift_core.batching.plan import PlanShape
+from swift_core.config.training import SftConfig, TrainingConfig
+from swift_core.errors import ConfigError, Problem
+from swift_core.protocols import EncodedSample
+from swift_core.train.parallel import World
+from swift_core.train.task import Task
+
+# On two CPU cores a forward pass of this many tokens keeps the matrix products busy and the activations of 30 layers in 1 GB.
+CPU_TOKENS = 1024
+
+
+def make_packs(args: TrainingConfig, task: Task, samples: Sequence[EncodedSample]) -> list[list[int]] | None:
+    """Return the packs that `--packing` asks for, or None.
+
+    Raises:
+        ConfigError: when the task takes no packs, or a pack has no length.
+    """
+    training = args.training
+    if not training.packing:
+        if training.packing_length is not None:
+            raise ConfigError([Problem("--packing_length", "does nothing without packing", "add --packing")])
+        return None
+    if not task.packs:
+        why = "--padding_free false" if training.padding_free is False else "this task"
+        raise ConfigError([Problem("--packing", f"{why} lays samples out one by one", "remove one of them")])
+    capacity = _pack_length(args)
+    if capacity is None:
+        raise ConfigError([Problem("--packing", "the packs have no length", "add --packing_length 4096, or --max_length")])
+    return best_fit([task.length(sample) for sample in samples], capacity)
+
+
+def _pack_length(args: TrainingConfig) -> int | None:
+    return args.training.packing_length or (args.chat.max_length if isinstance(args, SftConfig) else None)
+
+
+def make_shape(args: TrainingConfig, task: Task, world: World, units: int) -> PlanShape:
+    """Return the numbers of the plan.
+
+    Args:
+        args: settings of the run.
+        task: what is trained.
+        world: the processes of the run.
+        units: samples or packs of the data set.
+
+    Raises:
+        ConfigError: when a token budget is given for a task that scores samples one by one.
+    """
+    training = args.training
+    budget = training.per_device_token_budget
+    if budget is not None and not task.packs:
+        raise ConfigError([Problem("--per_device_token_budget", "this run pads its batches", "remove it, or --padding_free false")])
+    if budget is None and task.packs and world.device.type == "cpu":
+        budget = CPU_TOKENS
+    if budget is None and training.packing:
+        # A micro-batch is so many packs, and a pack about so many tokens.
+        budget = training.per_device_train_batch_size * (_pack_length(args) or CPU_TOKENS)
+    return PlanShape(
+        num_samples=units,
+        batch_size=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps or 1,
+        world_size=world.size,
+        seed=training.seed,
+        shuffle=training.train_dataloader_shuffle,
+        group_by_length=training.group_by_length,
+        token_budget=budget,
+    )
