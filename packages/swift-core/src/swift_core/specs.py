@@ -138,6 +138,8 @@ class DatasetSpec(Spec):
         views: subsets that are another subset reworked by code, which a table cannot do: listed, not loadable.
         split: splits that are joined for training.
         columns: renaming applied before a format is detected.
+        turn_names: keys and roles inside turns that are called differently -> `role`, `content`, `user`, `assistant`, ...
+        obstacle: why it cannot be read, for those who ask for it, or empty.
         task: derived label such as `sft` or `dpo`.
     """
 
@@ -151,6 +153,8 @@ class DatasetSpec(Spec):
     views: tuple[str, ...] = ()
     split: tuple[str, ...] = ("train",)
     columns: dict[str, str] = field(default_factory=dict[str, str])
+    turn_names: dict[str, str] = field(default_factory=dict[str, str])
+    obstacle: str = ""
     task: str = ""
     tags: tuple[str, ...] = ()
 
@@ -163,6 +167,7 @@ class TemplateSpec(Spec):
         jinja: the template text.
         stop_words: texts that end a turn besides the eos token.
         auto_bos: whether the bos token comes first where the tokenizer puts one before plain text.
+        default_system: system message that the format itself puts before conversations without one.
         agent: agent format that writes tools and calls for models of this format.
         thinks: whether answers open with thoughts.
         hybrid: whether such a model can also be told not to think.
@@ -172,9 +177,15 @@ class TemplateSpec(Spec):
     jinja: str = ""
     stop_words: tuple[str, ...] = ()
     auto_bos: bool = False
+    default_system: str | None = None
     agent: str | None = None
     thinks: bool = False
     hybrid: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec(Spec):
+    """A way to write tools into prompts and to read calls out of answers; `target` is an `AgentFormat`."""
 
 
 HubName = Literal["hf", "ms", "pypi", "local"]

@@ -49,7 +49,6 @@ class Columns:
         task: what the row is for; None for anything.
         need_answer: whether the row must hold something to train.
         auto: whether other names than the canonical ones are understood.
-        turn_names: keys and roles inside turns that are called differently -> our name.
     """
 
     values: dict[str, Any]
@@ -60,12 +59,9 @@ class Columns:
     task: Task | None
     need_answer: bool
     auto: bool
-    turn_names: Mapping[str, str]
 
     @classmethod
-    def of(
-        cls, values: Mapping[str, Any], *, task: Task | None, need_answer: bool, auto: bool, turn_names: Mapping[str, str] | None = None
-    ) -> Columns:
+    def of(cls, values: Mapping[str, Any], *, task: Task | None, need_answer: bool, auto: bool) -> Columns:
         """Return the view of a row; of two names that differ by case only, the lower-case one is the column."""
         names: dict[str, str] = {}
         for name in sorted(values, key=lambda name: (name == name.lower(), name)):
@@ -82,7 +78,6 @@ class Columns:
             task=task,
             need_answer=need_answer and needs_answer(task),
             auto=auto,
-            turn_names=turn_names or {},
         )
 
     def first(self, aliases: tuple[str, ...]) -> str | None:

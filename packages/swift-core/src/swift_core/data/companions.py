@@ -104,13 +104,13 @@ def _conversations(row: Columns, column: str, side: str) -> list[Conversation]:
         value = as_list(value, what)
     if isinstance(value, dict) or not isinstance(value, list):
         value = [value]
-    if len(value) > 1 and as_turns(row, value) is not None:
+    if len(value) > 1 and as_turns(value) is not None:
         raise Refused(f"{what} holds turns, and it is not clear which belong together", "write a list of lists: [[turn, ...], ...]")
     return [_conversation(row, item, f"{side} {number} of {what}") for number, item in enumerate(value, start=1)]
 
 
 def _conversation(row: Columns, item: Any, what: str) -> Conversation:
-    turns = as_turns(row, item)
+    turns = as_turns(item)
     if turns is not None:
         return parse_turns(turns)
     if isinstance(item, Sequence) and not isinstance(item, str) and len(item) != 1:

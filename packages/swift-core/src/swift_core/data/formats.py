@@ -14,7 +14,7 @@ from swift_core.data.labels import label_of, margin_of
 from swift_core.data.media_tags import COLUMNS, Media, media_list, place, split_legacy
 from swift_core.data.preference import answer_of, as_turns, pair_columns, rejected_of, whole_turns
 from swift_core.data.task_rows import Task, check_task
-from swift_core.data.turns import ROLES, Conversation, check_order, check_texts, parse_turns, rename_turns
+from swift_core.data.turns import ROLES, Conversation, check_order, check_texts, parse_turns
 from swift_core.data.values import Refused, absent, as_list, as_object, kind_of, plain_text
 from swift_core.errors import DataError
 from swift_core.protocols import Message, Sample
@@ -81,7 +81,6 @@ def convert(
     need_answer: bool = True,
     task: Task | None = "causal_lm",
     auto_columns: bool = True,
-    turn_names: Mapping[str, str] | None = None,
 ) -> tuple[Sample, str]:
     """Return the sample of a row and the name of its format; `check_task` says whether the task can use it.
 
@@ -91,12 +90,11 @@ def convert(
         need_answer: as for `to_sample`.
         task: as for `to_sample`; decides what a column such as `text` or `label` means.
         auto_columns: as for `to_sample`.
-        turn_names: keys and roles inside turns that are called differently -> our name.
 
     Raises:
         Refused: when no format fits, or the row breaks the rules of its format.
     """
-    row = Columns.of(values, task=task, need_answer=need_answer, auto=auto_columns, turn_names=turn_names)
+    row = Columns.of(values, task=task, need_answer=need_answer, auto=auto_columns)
     label, label_column = label_of(row)
     layout = next((read(row) for fits, read in _FORMATS if fits(row)), None)
     if layout is None:
@@ -230,6 +228,8 @@ def _put_rejected(parts: _Parts, sample: Sample, layout: _Layout) -> None:
 def _put_companions(parts: _Parts, sample: Sample, label: Any) -> None:
     found = companions_of(parts.row, label)
     parts.used.update(found.used)
+    if parts.row.task == "reranker" and isinstance(label, list):
+        sample.label = None  # one for each document: it has said which of them belong to the query
     for side, conversations, target in (("positive_", found.positives, sample.positives), ("negative_", found.negatives, sample.negatives)):
         for number, conversation in enumerate(conversations):
             target.append(_sample(parts, conversation.with_system(None), side, need_answer=False, entry=number))
@@ -270,7 +270,7 @@ def _has_conversation(row: Columns) -> bool:
 
 def _conversation(row: Columns) -> _Layout:
     column = row.first(CONVERSATION) or ""
-    turns = rename_turns(as_list(row.values[column], row.what(column)), row.turn_names)
+    turns = as_list(row.values[column], row.what(column))
     keys = {str(key) for turn in turns if isinstance(turn, dict) for key in turn}
     if keys and not keys & {"role", "from"} and keys & ROLES.keys():
         turns, name = _unfold_pairs(turns), "ShareGPT pairs"
@@ -305,12 +305,12 @@ def _with_chosen(row: Columns, conversation: Conversation, used: tuple[str, ...]
 
 def _has_prompt_turns(row: Columns) -> bool:
     column = row.first(QUERY)
-    return column is not None and as_turns(row, row.values[column]) is not None
+    return column is not None and as_turns(row.values[column]) is not None
 
 
 def _prompt_turns(row: Columns) -> _Layout:
     column = row.first(QUERY) or ""
-    conversation = parse_turns(as_turns(row, row.values[column]) or [])
+    conversation = parse_turns(as_turns(row.values[column]) or [])
     answer = row.first(RESPONSE)
     if pair_columns(row) or answer is None or row.compares:
         return _with_chosen(row, conversation, (column,), f"{column} turns")

@@ -13,6 +13,7 @@ from swift_core.data.dataset_id import DatasetId
 from swift_core.data.registered import is_repeatable, loader_of, made_rows, reworked
 from swift_core.data.report import BadRow, RowReport
 from swift_core.data.rows import SUFFIXES, Row, read_rows, suffix_of
+from swift_core.data.turns import rename_turns
 from swift_core.errors import DataError, NotFoundError
 from swift_core.hub.cache import env_flag
 from swift_core.hub.local import existing_path, looks_like_path, missing_path
@@ -56,6 +57,8 @@ def find_rows(wanted: DatasetId, *, data: DataSection, loading: ModelSection, re
     hub: Literal["hf", "ms"] = wanted.hub or ("hf" if loading.use_hf or env_flag("USE_HF") else "ms")
     name, at, revision = wanted.name.partition("@")
     spec = find_dataset(name, hub=wanted.hub)
+    if spec is not None and spec.obstacle:
+        raise DataError(f"data set {spec.name!r} cannot be read: {spec.obstacle}", location=spec.source or None, fix="describe it anew")
     if spec is not None and (spec.target != _FROM_FILES or loader_of(spec) is not None):
         return _made(spec, wanted, data)
     if spec is not None and spec.path and wanted.hub is None:
@@ -113,7 +116,13 @@ def _of_spec(found: Source, spec: DatasetSpec | None) -> Source:
     """Return a source with what was registered for its data set."""
     if spec is None:
         return found
-    return Source(reworked(spec, found.rows), {**found.columns, **spec.columns}, found.files if is_repeatable(spec) else None)
+    rows = reworked(spec, _with_turn_names(found.rows, spec.turn_names))
+    return Source(rows, {**found.columns, **spec.columns}, found.files if is_repeatable(spec) else None)
+
+
+def _with_turn_names(rows: Iterator[Row | BadRow], names: Mapping[str, str]) -> Iterator[Row | BadRow]:
+    for row in rows:
+        yield Row(rename_turns(row.values, names), row.origin) if names and isinstance(row, Row) else row
 
 
 def _local(path: Path, wanted: DatasetId, report: RowReport) -> Source:

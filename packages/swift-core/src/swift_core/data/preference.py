@@ -7,7 +7,7 @@ from typing import Any
 
 from swift_core.data.columns import CHOSEN, REJECTED, Columns, text_of
 from swift_core.data.media_tags import COLUMNS
-from swift_core.data.turns import ANSWERS, Conversation, parse_turns, rename_turns
+from swift_core.data.turns import ANSWERS, Conversation, parse_turns
 from swift_core.data.values import Refused, as_list, kind_of
 from swift_core.protocols import Message
 
@@ -35,20 +35,19 @@ def pair_columns(row: Columns) -> tuple[str, str] | None:
 
 def whole_turns(row: Columns, column: str) -> list[Any] | None:
     """Return the turns of a column that holds a whole conversation, the question included; else None."""
-    turns = as_turns(row, row.values[column])
+    turns = as_turns(row.values[column])
     if turns is None or not any(_role(turn) in ("user", "human") for turn in turns):
         return None
     return turns
 
 
-def as_turns(row: Columns, value: Any) -> list[Any] | None:
+def as_turns(value: Any) -> list[Any] | None:
     """Return the turns of a value that is a turn or a list of turns; else None."""
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
         return None
-    turns = rename_turns(value, row.turn_names)
-    return turns if all("role" in turn or "from" in turn for turn in turns) else None
+    return value if all("role" in turn or "from" in turn for turn in value) else None
 
 
 def _role(turn: dict[str, Any]) -> str:
@@ -61,7 +60,7 @@ def answer_of(row: Columns, column: str) -> Conversation:
     Raises:
         Refused: when it is neither.
     """
-    turns = as_turns(row, row.values[column])
+    turns = as_turns(row.values[column])
     if turns is not None:
         return parse_turns(turns)
     return Conversation([Message(role="assistant", content=row.text(column))])
@@ -81,7 +80,7 @@ def rejected_of(row: Columns, chosen: Conversation) -> Rejected | None:
         Refused: when it cannot be read.
     """
     if "rejected_messages" in row.values:
-        turns = rename_turns(as_list(row.values["rejected_messages"], row.what("rejected_messages")), row.turn_names)
+        turns = as_list(row.values["rejected_messages"], row.what("rejected_messages"))
         return Rejected(_instead(chosen, turns), ("rejected_messages",))
     column = row.first(REJECTED)
     value = row.values.get(column or "")
@@ -92,7 +91,7 @@ def rejected_of(row: Columns, chosen: Conversation) -> Rejected | None:
 
 def _in_place(row: Columns, column: str, chosen: Conversation) -> Conversation:
     value = row.values[column]
-    turns = as_turns(row, value)
+    turns = as_turns(value)
     if turns is not None and not isinstance(value, dict):
         return _instead(chosen, turns)
     if isinstance(value, list) and turns is None and len(value) != 1:

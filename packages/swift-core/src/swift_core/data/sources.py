@@ -15,7 +15,8 @@ from swift_core.data.mixing import interleave, set_aside, take
 from swift_core.data.registered import register_info_files
 from swift_core.data.report import BadRow, RowReport
 from swift_core.data.rows import Row
-from swift_core.data.turns import Refused
+from swift_core.data.task_rows import Task, check_task
+from swift_core.data.values import Refused
 from swift_core.errors import ConfigError, DataError, Problem
 from swift_core.hub.local import existing_path
 from swift_core.protocols import Sample
@@ -36,7 +37,7 @@ class LoadedData:
     report: RowReport
 
 
-def load_datasets(data: DataSection, loading: ModelSection, *, need_answer: bool = True) -> LoadedData:
+def load_datasets(data: DataSection, loading: ModelSection, *, need_answer: bool = True, task: Task = "causal_lm") -> LoadedData:
     """Read all data sets of a run.
 
     The result depends on the settings and the content of the files only.
@@ -45,6 +46,7 @@ def load_datasets(data: DataSection, loading: ModelSection, *, need_answer: bool
         data: what to read and how.
         loading: hub, offline mode and token.
         need_answer: whether every row must hold something to train; false for prompts.
+        task: what the samples are for; a row of no use for it is a bad row.
 
     Raises:
         DataError: for a bad row under `on_bad_row fail`, too many bad rows, or no usable row.
@@ -58,7 +60,7 @@ def load_datasets(data: DataSection, loading: ModelSection, *, need_answer: bool
 
     def read(text: str, position: str, *, shuffle: bool) -> list[Sample]:
         seed = f"{data.data_seed}/{position}"
-        return load_dataset(text, data=data, loading=loading, report=report, shuffle=shuffle, seed=seed, need_answer=need_answer)
+        return load_dataset(text, data=data, loading=loading, report=report, shuffle=shuffle, seed=seed, need_answer=need_answer, task=task)
 
     weights = mixing_weights(data)
     train = _mixed([read(text, f"train/{i}", shuffle=data.dataset_shuffle) for i, text in enumerate(data.dataset)], weights, data)
@@ -122,6 +124,7 @@ def load_dataset(
     shuffle: bool | None = None,
     seed: str | None = None,
     need_answer: bool = True,
+    task: Task = "causal_lm",
 ) -> list[Sample]:
     """Read one data set, written `[hf::|ms::]NAME[:subset/subset][#count][@weight]`, in file order.
 
@@ -133,6 +136,7 @@ def load_dataset(
         shuffle: whether `#count` draws rows rather than taking the first; default: `data.dataset_shuffle`.
         seed: of the drawing; default: `data.data_seed`.
         need_answer: whether every row must hold something to train.
+        task: what the samples are for.
 
     Raises:
         DataError: for bad rows as the report's policy says, or when no row is usable.
@@ -144,7 +148,8 @@ def load_dataset(
     columns = {**source.columns, **data.columns}
     draw = _random(data.dataset_shuffle if shuffle is None else shuffle, seed or str(data.data_seed))
     aliases = not data.disable_auto_column_mapping
-    samples = take(samples_of(source.rows, columns, report, need_answer=need_answer, aliases=aliases), wanted.count, draw)
+    found = samples_of(source.rows, columns, report, need_answer=need_answer, aliases=aliases, task=task)
+    samples = take(found, wanted.count, draw)
     if not samples:
         read, bad = report.read - read_before, len(report.bad) - bad_before
         why = f"all {read} rows are bad\n{report.reasons(report.bad[bad_before:])}" if bad else "it holds no rows"
@@ -154,7 +159,13 @@ def load_dataset(
 
 
 def samples_of(
-    rows: Iterator[Row | BadRow], columns: Mapping[str, str], report: RowReport, *, need_answer: bool, aliases: bool = True
+    rows: Iterator[Row | BadRow],
+    columns: Mapping[str, str],
+    report: RowReport,
+    *,
+    need_answer: bool,
+    aliases: bool = True,
+    task: Task = "causal_lm",
 ) -> Iterator[Sample]:
     """Yield the sample of every row that can be used; the report gets the others.
 
@@ -164,11 +175,12 @@ def samples_of(
         report: counts, and what happens to a bad row.
         need_answer: whether every row must hold something to train.
         aliases: whether columns count under other names as well, such as `prompt` for `query`.
+        task: what the samples are for.
 
     Raises:
         DataError: for a bad row, as the report's policy says.
     """
-    options: dict[str, bool] = {} if aliases else {"aliases": False}
+    task = "prompt" if task == "causal_lm" and not need_answer else task
     for row in rows:
         report.read += 1
         if isinstance(row, BadRow):
@@ -176,11 +188,15 @@ def samples_of(
             continue
         report.columns.update(dict.fromkeys(row.values))
         try:
-            sample, name = convert(rename(row.values, columns), row.origin, need_answer=need_answer, **options)
+            values = rename(row.values, columns)
+            sample, name = convert(values, row.origin, need_answer=need_answer, task=task, auto_columns=aliases)
+            remark = check_task(sample, task)
         except Refused as refused:
             report.refuse(BadRow(row.origin, refused.reason, row.values, refused.fix))
             continue
         report.formats[name] += 1
+        if remark:
+            report.note(remark)
         yield sample
 
 

@@ -13,6 +13,7 @@ from swift_core.data.locate import Source, find_rows
 from swift_core.data.report import BadRow, RowReport
 from swift_core.data.rows import Row
 from swift_core.data.sources import check_settings, mixing_weights, new_report, samples_of
+from swift_core.data.task_rows import Task
 from swift_core.errors import CheckpointError, ConfigError, DataError, Problem
 from swift_core.protocols import Sample
 
@@ -55,7 +56,7 @@ class _SourceStream:
     """One data set, read again and again."""
 
     def __init__(
-        self, number: int, wanted: DatasetId, data: DataSection, loading: ModelSection, report: RowReport, need_answer: bool
+        self, number: int, wanted: DatasetId, data: DataSection, loading: ModelSection, report: RowReport, need_answer: bool, task: Task
     ) -> None:
         self.number = number
         self.wanted = wanted
@@ -63,6 +64,7 @@ class _SourceStream:
         self.loading = loading
         self.report = report
         self.need_answer = need_answer
+        self.task: Task = task
         self.state = SourceState(rows=0, samples=0, passes=0)
         self._rows: Iterator[Row | BadRow] | None = None
         self._columns: Mapping[str, str] = {}
@@ -103,7 +105,8 @@ class _SourceStream:
 
     def _convert(self, row: Row | BadRow, report: RowReport) -> Sample | None:
         aliases = not self.data.disable_auto_column_mapping
-        return next(samples_of(iter((row,)), self._columns, report, need_answer=self.need_answer, aliases=aliases), None)
+        found = samples_of(iter((row,)), self._columns, report, need_answer=self.need_answer, aliases=aliases, task=self.task)
+        return next(found, None)
 
     def restore(self, state: SourceState, wanted: Collection[int]) -> dict[int, Sample]:
         """Go to a saved place and return the samples of the wanted rows, all in one reading where they lie before it."""
@@ -147,6 +150,7 @@ class SampleStream(Iterator[Sample]):
         data: what to read and how.
         loading: hub, offline mode and token.
         need_answer: whether every row must hold something to train.
+        task: what the samples are for; a row of no use for it is a bad row.
 
     Attributes:
         report: what was read in the first pass.
@@ -156,7 +160,7 @@ class SampleStream(Iterator[Sample]):
         ConfigError: for settings that cannot act on a stream.
     """
 
-    def __init__(self, data: DataSection, loading: ModelSection, *, need_answer: bool = True) -> None:
+    def __init__(self, data: DataSection, loading: ModelSection, *, need_answer: bool = True, task: Task = "causal_lm") -> None:
         check_settings(data)
         if not data.dataset:
             raise ConfigError([Problem("--dataset", "is missing", "--dataset FILE, a folder, a hub id, or self-cognition")])
@@ -168,7 +172,7 @@ class SampleStream(Iterator[Sample]):
         self.epoch = 0
         self._weights = mixing_weights(data)
         self._sources = [
-            _SourceStream(number, parse_dataset_id(text), data, loading, self.report, need_answer)
+            _SourceStream(number, parse_dataset_id(text), data, loading, self.report, need_answer, task)
             for number, text in enumerate(data.dataset)
         ]
         self._start_epoch()

@@ -69,7 +69,7 @@ def _check_prompt(sample: Sample) -> None:
 
 
 def _check_embedding(sample: Sample) -> None:
-    if not sample.positives:
+    if not sample.positives and not sample.negatives:
         raise Refused("there is no second text to compare with", "give 'positive_messages', 'positive', or 'sentence1' and 'sentence2'")
     if sample.label is not None and (isinstance(sample.label, bool) or not isinstance(sample.label, int | float)):
         raise Refused(f"the similarity is {sample.label!r}", "write a number")

@@ -83,18 +83,36 @@ def parse_turns(turns: Sequence[Any]) -> Conversation:
     return conversation
 
 
-def rename_turns(turns: Sequence[Any], names: Mapping[str, str]) -> list[Any]:
-    """Return turns with their keys and roles renamed, such as `{"speaker": "role", "BOT": "assistant"}`."""
+def rename_turns(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row whose turns have their keys and roles renamed, such as `{"speaker": "role", "BOT": "assistant"}`.
+
+    Args:
+        values: the row; its turns are recognised by the key that holds the role.
+        names: name in the file -> ours.
+    """
     if not names:
-        return list(turns)
-    return [
-        {names.get(key, key): _role_name(key, value, names) for key, value in turn.items()} if isinstance(turn, dict) else turn
-        for turn in turns
-    ]
+        return dict(values)
+    keys = {theirs for theirs, ours in names.items() if ours == "role"} or {"role", "from"}
+    return {column: _renamed(value, names, keys) for column, value in values.items()}
 
 
-def _role_name(key: str, value: Any, names: Mapping[str, str]) -> Any:
-    return names.get(value, value) if names.get(key, key) in ("role", "from") and isinstance(value, str) else value
+def _renamed(value: Any, names: Mapping[str, str], keys: set[str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(item, names, keys) for item in value]
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            found = json.loads(value, strict=False)
+        except ValueError:
+            return value
+        renamed = _renamed(found, names, keys)
+        return value if renamed == found else renamed
+    if not isinstance(value, dict) or not keys & value.keys():
+        return value
+    turn: dict[str, Any] = {}
+    for key, item in value.items():
+        known = isinstance(item, str) and key in keys
+        turn[names.get(key, key)] = names.get(item, item) if known else item
+    return turn
 
 
 def with_system(messages: list[Message], system: str | None) -> list[Message]:
