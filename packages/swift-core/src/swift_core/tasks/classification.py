@@ -112,6 +112,7 @@ class SequenceClassification:
     """
 
     unit = "samples"
+    packs = False
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
