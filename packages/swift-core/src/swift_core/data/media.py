@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import math
+import warnings
 import wave
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ class MediaLoader:
         try:
             found = next((place for place in places if place.is_file()), None)
         except (OSError, ValueError) as error:  # a name that is too long, or holds a null character
-            raise DataError(f"{describe(text)} is not a path ({error})", location=origin or None, fix=_FIX) from error
+            raise DataError(f"{describe(text)} is not a path ({getattr(error, 'strerror', None) or error})", location=origin or None, fix=_FIX) from error
         if found is None:
             where = "" if path.is_absolute() else f" in {' or '.join(str(place.parent) for place in places)}"
             raise DataError(
@@ -166,7 +167,7 @@ class MediaLoader:
         image = source if isinstance(source, Image.Image) else None
         try:
             # The header alone is read here: the size is known before a pixel is decoded.
-            opened = image if image is not None else Image.open(io.BytesIO(self.read(source, origin)), formats=FORMATS)
+            opened = image if image is not None else _opened(self.read(source, origin))
             width, height = opened.size
             if width * height > self.section.media_max_pixels:
                 raise DataError(
@@ -334,6 +335,12 @@ def describe(source: Any) -> str:
     if "://" in text[:10]:
         return shown(text)
     return repr(text if len(text) <= 120 else text[:117] + "...")
+
+
+def _opened(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit speaks instead
+        return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def resized(image: Image.Image, low: int | None, high: int | None) -> Image.Image:

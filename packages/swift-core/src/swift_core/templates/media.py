@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from swift_core.config.sections import MediaSection, TemplateSection
@@ -302,6 +304,19 @@ class ProcessorTemplate(ChatTemplate):
         _, output = self._processed(text, sample)
         ids = _row(output["input_ids"])
         return EncodedSample(ids, [IGNORED] * len(ids), sample.origin, model_inputs=self._tensors(output, len(ids)))
+
+    def dummy(self) -> EncodedSample:
+        """Return a short sample with a blank picture or a short silence and no trained token, for ranks whose batch has no media."""
+        kinds = [kind for kind in ("image", "audio") if _part(self.processor, kind) is not None]
+        sample = Sample([Message(role="user", content="".join(_TAGS[kind] for kind in kinds))], origin="dummy media")
+        if "image" in kinds:
+            sample.images = [Image.new("RGB", (56, 56))]
+        if "audio" in kinds:
+            sample.audios = [{"array": np.zeros(1600, np.float32), "sampling_rate": 16000}]
+        if self.use_chat_template:
+            return self.encode_media_prompt(sample)
+        encoded = self.encode(sample)
+        return replace(encoded, labels=[IGNORED] * len(encoded))
 
     # --- the processor ---
 
