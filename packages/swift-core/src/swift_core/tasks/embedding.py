@@ -98,6 +98,8 @@ class Embedding:
         ModelError: when a Matryoshka size exceeds the model's vectors.
     """
 
+    packs = False
+
     def __init__(self, section: TaskSection, *, pooling: Pooling, dim: int, max_length: int | None = None) -> None:
         too_large = [size for size in section.mrl_dims if size > dim]
         if too_large:

@@ -31,6 +31,8 @@ class Reranker:
         section: loss and its options.
     """
 
+    packs = False
+
     def __init__(self, section: TaskSection) -> None:
         self.section = section
         self.unit = "lists" if section.loss == "listwise_reranker" else "pairs"

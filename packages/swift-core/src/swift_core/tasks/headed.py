@@ -1,0 +1,247 @@
+"""`swift sft` with `--task_type` seq_cls, embedding, reranker and generative_reranker: from settings to a trained model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase, set_seed
+
+from swift_core.config.training import SftConfig
+from swift_core.data.report import RowReport, write_rejected
+from swift_core.data.sources import load_datasets
+from swift_core.errors import DataError, TemplateError
+from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_dtype, resolve_model_folder
+from swift_core.protocols import EncodedSample, Sample, Tuner
+from swift_core.tasks.classification import Labels, SequenceClassification, find_labels
+from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.tasks.embedding import Embedding
+from swift_core.tasks.encoding import TextEncoder, TextReport, encode_pairs, encode_rows, encode_texts
+from swift_core.tasks.heads import load_backbone, load_with_head
+from swift_core.tasks.pooling import find_pooling, is_sentence_transformer, max_text_length
+from swift_core.tasks.reranker import GenerativeReranker, Reranker
+from swift_core.templates.chat import ChatTemplate, build_template
+from swift_core.train.parallel import World, make_world, training_device
+from swift_core.train.task import Task
+from swift_core.train.trainer import Trainer, TrainOutput
+from swift_core.train.tuning import load_tuner
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Everything a run needs but the model.
+
+    Attributes:
+        folder: local folder of the base model.
+        tokenizer: its tokenizer.
+        train, val: encoded samples.
+        rows: what reading found.
+        reports: what encoding found, for training and evaluation samples.
+        labels: what is predicted, for seq_cls.
+        max_length: limit of a text in tokens, or None.
+    """
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    train: list[EncodedSample]
+    val: list[EncodedSample]
+    rows: RowReport
+    reports: tuple[TextReport, TextReport | None]
+    labels: Labels | None
+    max_length: int | None
+
+
+def prepare(config: SftConfig) -> Prepared:
+    """Fetch the model folder, read the data and encode it; the model's weights are not loaded.
+
+    Raises:
+        NotFoundError: when model or data are not where they were said to be.
+        DataError: for bad rows, or when nothing is left to train on.
+    """
+    kind = config.task.task_type
+    data = load_datasets(config.data, config.loading, task="reranker" if kind == "generative_reranker" else kind)
+    folder = resolve_model_folder(config.loading)
+    tokenizer = load_tokenizer(folder, trust_remote_code=config.loading.trust_remote_code)
+    model_config = _model_config(config, folder)
+    template = _template(config, folder, tokenizer)
+    max_length = config.chat.max_length or max_text_length(folder) or max_model_length(model_config, tokenizer)
+    train, train_report = _encode(data.train, config, tokenizer, template, max_length, training=True)
+    val, val_report = _encode(data.val, config, tokenizer, template, max_length, training=False) if data.val else ([], None)
+    labels = None
+    if kind == "seq_cls":
+        labels = find_labels([*train, *val], problem=config.task.problem_type, count=config.task.num_labels)
+        # Written to args.json, so that a later command builds the same head.
+        for name, value in (("problem_type", labels.problem), ("num_labels", labels.count)):
+            if getattr(config.task, name) is None:
+                config.derive(name, value, "derived: from the labels")
+    _check_negatives(config, train)
+    return Prepared(folder, tokenizer, train, val, data.report, (train_report, val_report), labels, max_length)
+
+
+def _model_config(config: SftConfig, folder: Path) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(folder, trust_remote_code=config.loading.trust_remote_code, local_files_only=True)
+
+
+def _template(config: SftConfig, folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    """Return what renders messages, or None where the model reads plain texts.
+
+    Raises:
+        TemplateError: when a setting needs a chat template and there is none.
+    """
+    has_own = bool(tokenizer.chat_template) and not is_sentence_transformer(folder)
+    asked = config.given("use_chat_template") and config.chat.use_chat_template
+    if config.chat.use_chat_template and (has_own or asked or config.chat.template):
+        return build_template(tokenizer, config.chat)
+    unused = next((name for name in ("system", "chat_template_kwargs") if getattr(config.chat, name)), None)
+    if unused:
+        raise TemplateError(f"--{unused} has no effect: this model reads plain texts", fix="remove it, or name a --template")
+    return None
+
+
+def _encode(
+    samples: Sequence[Sample],
+    config: SftConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
+    max_length: int | None,
+    *,
+    training: bool,
+) -> tuple[list[EncodedSample], TextReport]:
+    report = TextReport(max_length=max_length)
+    strategy: Any = config.chat.truncation_strategy
+    encoder = TextEncoder(tokenizer, template, max_length=max_length, truncation=strategy, report=report)
+    section, seed = config.task, config.data.data_seed
+
+    def labelled(sample: Sample) -> EncodedSample:
+        encoded = encoder.conversation(sample)
+        encoded.label, encoded.channel = sample.label, sample.channel
+        return encoded
+
+    one: Callable[[Sample], Any] = labelled
+    if section.task_type == "embedding":
+        one = lambda sample: encode_texts(encoder, sample, section, seed=seed, training=training)  # noqa: E731
+    elif section.task_type != "seq_cls":
+        one = lambda sample: encode_pairs(encoder, sample, section, seed=seed, training=training)  # noqa: E731
+    policy = "fail" if config.data.on_bad_row == "fail" else "skip"
+    return encode_rows(samples, one, report, on_bad_row=policy), report
+
+
+def _check_negatives(config: SftConfig, train: Sequence[EncodedSample]) -> None:
+    """Refuse data that infonce or listwise_reranker cannot learn from."""
+    if config.task.loss == "listwise_reranker" and not any(sample.negatives for sample in train):
+        raise DataError("no row has an irrelevant document, so every list is right already", fix="add negative_messages")
+    if config.task.loss != "infonce" or any(sample.negatives for sample in train):
+        return
+    if not config.task.infonce_use_batch:
+        raise DataError("no row has a negative text, and --infonce_use_batch is false", fix="add negative_messages, or use the batch")
+
+
+def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tuner]:
+    device = training_device(use_cpu=config.launch.use_cpu)
+    dtype = resolve_dtype(config.loading, prepared.folder, device=device)
+    # The starting values of new weights must not depend on what ran before.
+    set_seed(config.training.seed)
+    model: nn.Module
+    if config.task.task_type == "embedding":
+        model = load_backbone(config.loading, prepared.folder, dtype=dtype)
+    elif config.task.task_type == "generative_reranker":
+        model = load_model(config.loading, prepared.folder, dtype=dtype)
+    else:
+        labels = prepared.labels or Labels("single_label_classification", 1)
+        problem = prepared.labels.problem if prepared.labels else None
+        model = load_with_head(
+            config.loading, prepared.folder, dtype=dtype, num_labels=labels.count, problem=problem, tokenizer=prepared.tokenizer
+        )
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    tuner = load_tuner(config.tuner.tuner_type)
+    if config.loading.adapters:
+        for adapter in config.loading.adapters:
+            model = tuner.load(model, Path(adapter), trainable=True)
+        return model, tuner
+    options: Any = config.tuner if config.tuner.tuner_type == "full" else config.tuner.options
+    return tuner.prepare(model, options), tuner
+
+
+def _build_task(config: SftConfig, prepared: Prepared) -> Task:
+    if prepared.labels is not None:
+        return SequenceClassification(prepared.labels)
+    if config.task.task_type == "embedding":
+        model_config = _model_config(config, prepared.folder)
+        pooling = config.task.pooling or find_pooling(prepared.folder, model_config)
+        dim = int(model_config.get_text_config().hidden_size)
+        return Embedding(config.task, pooling=pooling, dim=dim, max_length=prepared.max_length)
+    return GenerativeReranker(config.task, prepared.tokenizer) if config.task.task_type == "generative_reranker" else Reranker(config.task)
+
+
+def train(config: SftConfig) -> TrainOutput:
+    """Run `swift sft --task_type ...` from start to end.
+
+    Raises:
+        SwiftError: with the fix, for everything that can go wrong on the way.
+    """
+    world = make_world(config.launch, bf16=bool(config.training.bf16))
+    prepared = prepare(config)
+    _check_batch(config, prepared, world)
+    task = _build_task(config, prepared)
+    say(world, [*_data_lines(prepared), _task_line(config, task)])
+    model, tuner = _build_model(config, prepared)
+    trainer = Trainer(model, config, prepared.train, prepared.val, tokenizer=prepared.tokenizer, tuner=tuner, world=world, task=task)
+    run_dir = trainer.locate()
+    if world.is_main and config.data.on_bad_row == "quarantine" and prepared.rows.bad:
+        count = write_rejected(prepared.rows, run_dir / "rejected.jsonl")
+        say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
+    say(world, plan_lines(trainer, model, world))
+    output = trainer.train()
+    say(world, result_lines(output))
+    return output
+
+
+def show(config: SftConfig) -> None:
+    """Print the first samples as the model reads them and what became of the data; nothing is trained.
+
+    Raises:
+        SwiftError: for everything that would stop the run before its first step.
+    """
+    prepared = prepare(config)
+    task = _build_task(config, prepared)
+    decode = prepared.tokenizer.decode
+    lines: list[str] = []
+    for sample in prepared.train[:3]:
+        lines.append(f"--- {sample.origin or 'sample'}" + (f", label {sample.label}" if sample.label is not None else ""))
+        parts = [("text", sample), *(("positive", text) for text in sample.positives), *(("negative", text) for text in sample.negatives)]
+        lines += [f"{name}: {decode(part.input_ids)}" for name, part in parts if part.input_ids]
+    lines += ["", *_data_lines(prepared), _task_line(config, task), "", "nothing was trained: remove --dry_run to start"]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _check_batch(config: SftConfig, prepared: Prepared, world: World) -> None:
+    alone = config.training.per_device_train_batch_size * world.size == 1
+    if config.task.loss == "infonce" and alone and not any(sample.negatives for sample in prepared.train):
+        raise DataError(
+            "infonce takes its negatives from the batch, and a batch of one text has none",
+            fix="--per_device_train_batch_size 16 (or more), or add negative_messages to the rows",
+        )
+
+
+def _data_lines(prepared: Prepared) -> list[str]:
+    lines = ["data:", *indented(prepared.rows.summary()), *indented(prepared.reports[0].summary())]
+    if prepared.reports[1] is not None:
+        lines += ["evaluation data:", *indented(prepared.reports[1].summary())]
+    return lines
+
+
+def _task_line(config: SftConfig, task: Task) -> str:
+    if isinstance(task, SequenceClassification):
+        return f"task: seq_cls, {task.labels.problem.replace('_', ' ')}, {task.labels.count} labels"
+    if isinstance(task, Embedding):
+        sizes = f", Matryoshka sizes {', '.join(map(str, config.task.mrl_dims))}" if config.task.mrl_dims else ""
+        return f"task: embedding, {config.task.loss}, {task.pooling} pooling, {task.dim} numbers a vector{sizes}"
+    return f"task: {config.task.task_type}, {config.task.loss}"
+
+
+__all__ = ["Prepared", "prepare", "show", "train"]
