@@ -113,7 +113,6 @@ class SequenceClassification:
 
     unit = "samples"
     packs = False
-    packs = False
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels

@@ -21,7 +21,6 @@ from swift_core.tasks.classification import Labels, SequenceClassification, find
 from swift_core.tasks.console import indented, plan_lines, result_lines, say
 from swift_core.tasks.embedding import Embedding
 from swift_core.tasks.encoding import TextEncoder, TextReport, encode_pairs, encode_rows, encode_texts
-from swift_core.tasks.heads import load_backbone, load_with_head
 from swift_core.tasks.pooling import find_pooling, is_sentence_transformer, max_text_length
 from swift_core.tasks.reranker import GenerativeReranker, Reranker
 from swift_core.templates.chat import ChatTemplate, build_template
@@ -145,19 +144,21 @@ def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tune
     dtype = resolve_dtype(config.loading, prepared.folder, device=device)
     # The starting values of new weights must not depend on what ran before.
     set_seed(config.training.seed)
-    model: nn.Module
-    if config.task.task_type == "embedding":
-        model = load_backbone(config.loading, prepared.folder, dtype=dtype)
-    elif config.task.task_type == "generative_reranker":
-        model = load_model(config.loading, prepared.folder, dtype=dtype)
-    else:
-        labels = prepared.labels or Labels("single_label_classification", 1)
-        problem = prepared.labels.problem if prepared.labels else None
-        model = load_with_head(
-            config.loading, prepared.folder, dtype=dtype, num_labels=labels.count, problem=problem, tokenizer=prepared.tokenizer
-        )
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    labels = prepared.labels
+    loaded = load_model(
+        config.loading,
+        prepared.folder,
+        dtype=dtype,
+        task_type=config.task.task_type,
+        num_labels=labels.count if labels else None,
+        problem_type=labels.problem if labels else None,
+    )
+    settings: Any = loaded.config
+    settings.use_cache = False
+    if config.task.task_type in ("seq_cls", "reranker"):
+        # The head of a decoder reads the last token that does not pad, so it must know the token that pads here.
+        settings.pad_token_id = settings.get_text_config().pad_token_id = prepared.tokenizer.pad_token_id
+    model: nn.Module = loaded
     tuner = load_tuner(config.tuner.tuner_type)
     if config.loading.adapters:
         for adapter in config.loading.adapters:
