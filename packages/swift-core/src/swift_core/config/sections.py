@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from pydantic import Field, SerializeAsAny, field_validator
 
 from swift_core.config.fields import Section, option
 from swift_core.config.loss_scales import parse_loss_scale
+from swift_core.errors import NotFoundError
 
 
 class ModelSection(Section):
@@ -23,11 +26,13 @@ class ModelSection(Section):
     )
     attn_impl: str | None = option(None, "attention implementation of transformers, such as sdpa, eager or flash_attention_2")
     rope_scaling: str | dict[str, Any] | None = option(
-        None, "stretch rotary positions over a longer context: linear, dynamic or yarn with --max_model_len, or JSON with rope_type and factor"
+        None,
+        "stretch rotary positions over a longer context: linear, dynamic or yarn with --max_model_len, or JSON with rope_type",
     )
     max_model_len: int | None = option(None, "context length in tokens; default: as config.json says", ge=1)
     new_special_tokens: list[str] = option(
-        [], "tokens that are added to tokenizer and embedding, or .txt files with one token a line; train embed_tokens and lm_head with them"
+        [],
+        "tokens to add to tokenizer and embedding, or .txt files with one a line; train embed_tokens and lm_head too",
     )
     trust_remote_code: bool = option(False, "run Python code that comes with the model; read it first")
     use_hf: bool = option(False, "take ids without a prefix from Hugging Face instead of ModelScope", basic=True)
@@ -47,7 +52,7 @@ class ModelSection(Section):
             raise ValueError('write linear, dynamic, yarn, or JSON such as {"rope_type": "yarn", "factor": 4.0}')
         if isinstance(value, dict) and not {"rope_type", "type"} & set(cast(dict[str, Any], value)):
             raise ValueError('says no rope_type; write for example {"rope_type": "yarn", "factor": 4.0}')
-        return value
+        return cast(Any, value)
 
     @property
     def special_tokens(self) -> list[str]:
@@ -63,7 +68,7 @@ class ModelSection(Section):
                 continue
             file = Path(item).expanduser()
             if not file.is_file():
-                raise NotFoundError(f"--new_special_tokens {item}: there is no such file", fix="give the token itself or the path of a file")
+                raise NotFoundError(f"--new_special_tokens {item}: there is no such file", fix="give the token or the path of a file")
             found += [line for line in file.read_text("utf-8").splitlines() if line.strip()]
         return list(dict.fromkeys(found))
 
@@ -151,15 +156,21 @@ class TemplateSection(Section):
 class MediaSection(Section):
     """Media options."""
 
-    media_dir: str | None = option(None, "folder that relative media paths start from; default: the data file's folder, then the current one")
-    max_pixels: int | None = option(None, "shrink images to at most so many pixels (width x height); default: what the processor does", ge=1)
+    media_dir: str | None = option(
+        None, "folder that relative media paths start from; default: the data file's folder, then the current one"
+    )
+    max_pixels: int | None = option(
+        None, "shrink images to at most so many pixels (width x height); default: what the processor does", ge=1
+    )
     min_pixels: int | None = option(None, "enlarge images to at least so many pixels; default: what the processor does", ge=1)
     video_max_pixels: int | None = option(None, "shrink each frame of a video to at most so many pixels", ge=1)
     fps: float | None = option(None, "frames taken from each second of a video; default: 2", gt=0)
     max_frames: int | None = option(None, "most frames taken from a video; default: 64", ge=1)
     media_timeout: float = option(20.0, "seconds in which a URL of a data set must have been fetched", gt=0)
     media_max_bytes: int = option(64 * 2**20, "largest media file, in bytes", ge=1)
-    media_max_pixels: int = option(89_478_485, "refuse images and frames with more pixels than this before they are decoded", ge=1)
+    media_max_pixels: int = option(
+        89_478_485, "refuse images and frames with more pixels than this before they are decoded", ge=1, le=178_956_970
+    )
     media_max_seconds: float = option(3600.0, "refuse sounds and videos that are longer than this", gt=0)
     media_allow_private: bool = option(False, "fetch URLs of this machine and of private networks too")
 

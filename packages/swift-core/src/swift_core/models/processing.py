@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import CONFIG_MAPPING, PROCESSOR_MAPPING, AutoProcessor, AutoTokenizer, ProcessorMixin
+import torch
+from transformers import CONFIG_MAPPING, PROCESSOR_MAPPING, AutoProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from swift_core.errors import MissingDependencyError, ModelError, SwiftError
@@ -24,8 +25,13 @@ _LIBRARIES = {"torchvision": "torchvision", "torchaudio": "torchaudio", "librosa
 Processor = ProcessorMixin | PreTrainedTokenizerBase
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool, new_special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder, with a pad token from its own vocabulary.
+
+    Args:
+        folder: a model folder, or one with tokenizer files only.
+        trust_remote_code: run Python code that comes with the tokenizer.
+        new_special_tokens: tokens that are added; the model then needs `fit_embeddings`.
 
     Raises:
         ModelError: when there is no tokenizer that can be read.
@@ -35,13 +41,15 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokeni
     except Exception as error:  # the library raises many kinds, from its own code and from the tokenizer's
         raise _tokenizer_error(error, folder) from error
     _complete(tokenizer, folder)
+    _add_special_tokens(tokenizer, new_special_tokens)
     return tokenizer
 
 
-def load_processor(folder: Path, *, trust_remote_code: bool) -> Processor:
+def load_processor(folder: Path, *, trust_remote_code: bool, new_special_tokens: Sequence[str] = ()) -> Processor:
     """Return the processor of a multimodal model, or the tokenizer of a text model; either with a pad token.
 
-    A multimodal folder without any processor file gives its tokenizer and a warning: its texts can still be used.
+    A multimodal folder without any processor file gives its tokenizer and a warning: its texts can still be used. The
+    arguments are those of `load_tokenizer`.
 
     Raises:
         MissingDependencyError: when the processor needs a library such as torchvision.
@@ -52,7 +60,7 @@ def load_processor(folder: Path, *, trust_remote_code: bool) -> Processor:
         kind = str(read_json(folder / "config.json").get("model_type"))
         if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in PROCESSOR_MAPPING:
             logger.warning("%s: %s models have a processor, but there is no %s: only text can be used", folder, kind, _PROCESSOR_FILES[1])
-        return load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        return load_tokenizer(folder, trust_remote_code=trust_remote_code, new_special_tokens=new_special_tokens)
     try:
         processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except ImportError as error:
@@ -61,14 +69,45 @@ def load_processor(folder: Path, *, trust_remote_code: bool) -> Processor:
         raise _processor_error(error, folder, named) from error
     if isinstance(getattr(processor, "tokenizer", processor), PreTrainedTokenizerBase):
         _complete(tokenizer_of(processor), folder)
+        _add_special_tokens(tokenizer_of(processor), new_special_tokens)
         return processor
-    return load_tokenizer(folder, trust_remote_code=trust_remote_code)  # an image processor alone: the model has no processor class
+    # An image processor alone: the model has no processor class.
+    return load_tokenizer(folder, trust_remote_code=trust_remote_code, new_special_tokens=new_special_tokens)
 
 
 def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
     """Return the tokenizer inside a processor, or the tokenizer itself."""
     found: Any = processor if isinstance(processor, PreTrainedTokenizerBase) else cast(Any, processor).tokenizer
     return found
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give the model a row for every token of the tokenizer and return how many were added.
+
+    New rows start at the mean of the old ones. A model with spare rows stays as it is.
+    """
+    inputs: Any = model.get_input_embeddings()
+    rows = int(inputs.weight.shape[0])
+    wanted = len(tokenizer)
+    if wanted <= rows:
+        return 0
+    with torch.no_grad():
+        model.resize_token_embeddings(wanted, mean_resizing=False)
+        layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+        for layer in filter(None, layers):
+            weight = layer.weight
+            weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
+            bias = getattr(layer, "bias", None)
+            if bias is not None:
+                bias[rows:] = bias[:rows].mean()
+    return wanted - rows
+
+
+def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    known = tokenizer.get_vocab()
+    new = [token for token in dict.fromkeys(tokens) if token not in known]
+    if new:
+        tokenizer.add_tokens(new, special_tokens=True)
 
 
 def _complete(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

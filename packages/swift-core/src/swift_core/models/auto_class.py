@@ -1,0 +1,73 @@
+"""Which Auto class of transformers builds a model for a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+)
+
+from swift_core.errors import ModelError
+from swift_core.models.detection import TASK_TYPES
+
+GENERATING = frozenset({"causal_lm", "generative_reranker"})
+SCORING = frozenset({"seq_cls", "reranker", "reward"})
+
+# For each task the Auto classes that may build the model, the fitting one first, as `auto_map` of a config names them too.
+_CLASSES: dict[str, tuple[tuple[Any, Any], ...]] = {
+    "seq_cls": ((AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),),
+    "reranker": ((AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),),
+    "reward": ((AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),),
+    "embedding": ((AutoModel, MODEL_MAPPING),),
+    "prm": ((AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),),
+}
+_CAUSAL = (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
+_MULTIMODAL = (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+
+
+def auto_class(config: PretrainedConfig, task_type: str, folder: Path) -> Any:
+    """Return the Auto class for a task; one of the model's own code is chosen by `auto_map`.
+
+    Raises:
+        ModelError: when neither transformers nor the model's own code has a class for the task.
+    """
+    if task_type not in TASK_TYPES:
+        raise ModelError(f"--task_type {task_type!r} is not known", fix=f"one of {', '.join(TASK_TYPES)}")
+    own: dict[str, Any] = getattr(config, "auto_map", None) or {}
+    classes = _generating(config) if task_type in GENERATING else _CLASSES[task_type]
+    for auto, mapping in classes:
+        if type(config) in mapping or auto.__name__ in own:
+            return auto
+    # Heads of a model's own code, such as reward models, are often published under the plain class.
+    if "AutoModel" in own and (task_type in ("reward", "prm", "reranker") or task_type in GENERATING):
+        return AutoModel
+    known = f"transformers {transformers.__version__}"
+    if task_type in GENERATING:
+        raise ModelError(
+            f"{str(folder)!r}: {known} generates no text with the architecture {config.model_type!r}",
+            fix="give a causal language model, or update transformers",
+        )
+    raise ModelError(
+        f"{str(folder)!r}: {known} has no class for --task_type {task_type} with the architecture {config.model_type!r}",
+        fix="choose another --task_type or another model",
+    )
+
+
+def _generating(config: PretrainedConfig) -> tuple[tuple[Any, Any], ...]:
+    """Put the multimodal class first, unless the checkpoint says that it is the language model alone."""
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    text_only = causal is not None and getattr(causal, "__name__", "") in (config.architectures or ())
+    return (_CAUSAL, _MULTIMODAL) if text_only else (_MULTIMODAL, _CAUSAL)
