@@ -127,6 +127,8 @@ _SHORT = {
     "memory_gib": ("memory", ".2f"),
 }
 
+_UNSHOWN = ("eval_runtime", "eval_samples_per_second")
+
 
 def format_line(values: dict[str, Any]) -> str:
     """Return a log line for people."""
@@ -135,6 +137,12 @@ def format_line(values: dict[str, Any]) -> str:
         parts.append(f"epoch {values['epoch']:.2f}")
     parts += [
         f"{name} {values[key]:{form}}" + (" GiB" if key == "memory_gib" else "") for key, (name, form) in _SHORT.items() if key in values
+    ]
+    # Tasks measure what they like; their metrics are shown under their own names.
+    parts += [
+        f"eval {key.removeprefix('eval_')} {value:.4f}"
+        for key, value in values.items()
+        if key.startswith("eval_") and key not in _SHORT and key not in _UNSHOWN
     ]
     if "eta_seconds" in values:
         parts.append(f"eta {duration(values['eta_seconds'])}")
