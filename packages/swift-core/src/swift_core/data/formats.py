@@ -259,9 +259,15 @@ def _is_whole_pair(row: Columns) -> bool:
 
 def _whole_pair(row: Columns) -> _Layout:
     chosen, _ = pair_columns(row) or ("", "")
-    # A column with the question alone repeats what the conversations hold.
-    repeated = tuple(name for name in (*CONVERSATION, "prompt") if name in row.values)
-    return _Layout(parse_turns(whole_turns(row, chosen) or []), (chosen, *repeated), "chosen/rejected")
+    conversation = parse_turns(whole_turns(row, chosen) or [])
+    texts = [message["content"] for message in conversation.messages]
+    repeated = tuple(name for name in (*CONVERSATION, "prompt") if _repeats(row.values.get(name), row.values[chosen], texts))
+    return _Layout(conversation, (chosen, *repeated), "chosen/rejected")
+
+
+def _repeats(value: Any, turns: Any, texts: list[Any]) -> bool:
+    """Say whether a column beside a whole conversation only says again what that holds."""
+    return value in texts if isinstance(value, str) else isinstance(value, list) and value == turns[: len(value)]
 
 
 def _has_conversation(row: Columns) -> bool:

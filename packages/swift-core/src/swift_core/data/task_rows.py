@@ -87,8 +87,6 @@ def _check_class(sample: Sample) -> None:
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, int | float):
             raise Refused(f"the label is {sample.label!r}", _NUMBERED)
-        if isinstance(label, int) and label < 0:
-            raise Refused(f"the label {label} is negative", _NUMBERED)
 
 
 _CHECKS: dict[Task, Callable[[Sample], str | None]] = {
