@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from swift_core.config.sections import TemplateSection
 from swift_core.errors import DataError, TemplateError
@@ -53,6 +53,24 @@ class EncodeReport:
     max_length: int | None = None
     notes: Counter[str] = field(default_factory=Counter[str])
     first_bad: str = ""
+
+    def add(self, other: EncodeReport) -> None:
+        """Add what became of further samples, which come after those counted here."""
+        for name in ("rows", "kept", "too_long", "truncated", "split", "pieces", "all_masked", "bad", "tokens", "trained_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.longest = max(self.longest, other.longest, key=lambda pair: pair[0])
+        self.lengths += other.lengths
+        self.notes.update(other.notes)
+        self.first_bad = self.first_bad or other.first_bad
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the counts without the lengths of single samples, to be saved."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "lengths"}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> EncodeReport:
+        """Return what `as_json` gave."""
+        return cls(**{**values, "longest": tuple(values["longest"]), "notes": Counter(values["notes"])})
 
     def summary(self) -> str:
         """Return the counts as text, one line for each thing that happened."""
@@ -106,41 +124,106 @@ def encode_samples(
         TemplateError: when a sample cannot be rendered or masked and `on_bad_row` is `fail`.
         DataError: when nothing that can be trained is left.
     """
-    if section.truncation_strategy == "split" and template.use_chat_template:
-        raise TemplateError(
-            "--truncation_strategy split works on plain text only", fix="use it with `swift pt`, or choose delete, left or right"
-        )
-    report = EncodeReport(rows=len(samples), max_length=max_length)
+    encoder = Encoder(template, section, max_length=max_length, on_bad_row=on_bad_row)
+    report = EncodeReport(max_length=max_length)
     kept: list[EncodedSample] = []
-    for encoded in _encoded(samples, template, report, on_bad_row):
+    for start in range(0, len(samples), CHUNK):
+        part, found = encoder.encode(samples[start : start + CHUNK])
+        kept += part
+        report.add(found)
+    if samples and not kept:
+        raise nothing_left(samples, report)
+    return kept, report
+
+
+@runtime_checkable
+class CutsMedia(Protocol):
+    """A template that cuts samples with media itself."""
+
+    def cut(self, sample: EncodedSample, start: int, stop: int) -> EncodedSample | None:
+        """Return tokens [start, stop) of a sample, or None when media and their places in the text would part."""
+        ...
+
+
+class Encoder:
+    """Encodes samples chunk by chunk; can be sent to another process.
+
+    Args:
+        template: what renders and masks them.
+        section: gives the truncation strategy.
+        max_length: limit in tokens, or None.
+        on_bad_row: `skip` drops and counts samples that cannot be rendered instead of raising.
+
+    Raises:
+        TemplateError: when the truncation strategy does not fit the template.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, section: TemplateSection, *, max_length: int | None, on_bad_row: Literal["fail", "skip"] = "fail"
+    ) -> None:
+        if section.truncation_strategy == "split" and template.use_chat_template:
+            raise TemplateError(
+                "--truncation_strategy split works on plain text only", fix="use it with `swift pt`, or choose delete, left or right"
+            )
+        self.template = template
+        self.strategy = section.truncation_strategy
+        self.max_length = max_length
+        self.on_bad_row: Literal["fail", "skip"] = on_bad_row
+
+    def encode(self, samples: Sequence[Sample]) -> tuple[list[EncodedSample], EncodeReport]:
+        """Return the samples that carry loss, in order, and what became of all of them.
+
+        Raises:
+            TemplateError: when a sample cannot be rendered or masked and `on_bad_row` is `fail`.
+        """
+        report = EncodeReport(rows=len(samples), max_length=self.max_length)
+        kept: list[EncodedSample] = []
+        for encoded in self._encoded(samples, report):
+            kept += self._fitted(encoded, report)
+        report.kept = len(kept)
+        report.tokens = sum(map(len, kept))
+        report.trained_tokens = sum(sample.trained_tokens for sample in kept)
+        return kept, report
+
+    def _fitted(self, encoded: EncodedSample, report: EncodeReport) -> list[EncodedSample]:
         length = len(encoded)
         report.lengths.append(length)
         report.longest = max(report.longest, (length, encoded.origin), key=lambda pair: pair[0])
         masked_before = encoded.trained_tokens == 0
-        pieces = [encoded] if masked_before else _within(encoded, max_length, section.truncation_strategy, report)
+        pieces = [encoded] if masked_before else self._within(encoded, report)
         trained = [piece for piece in pieces if piece.trained_tokens]
         report.all_masked += bool(pieces) and not trained
         if pieces and not trained and not masked_before:
             report.notes["no trained token is left after the cut to --max_length"] += 1
-        kept += trained
-    report.kept = len(kept)
-    report.tokens = sum(map(len, kept))
-    report.trained_tokens = sum(sample.trained_tokens for sample in kept)
-    if samples and not kept:
-        raise _nothing_left(samples, report)
-    return kept, report
+        return trained
 
+    def _within(self, sample: EncodedSample, report: EncodeReport) -> list[EncodedSample]:
+        """Return the pieces of a sample that fit the limit."""
+        limit, length = self.max_length, len(sample)
+        if limit is None or length <= limit:
+            return [sample]
+        if self.strategy == "split":
+            pieces = [_cut(sample, start, start + limit) for start in range(0, length, limit)]
+            report.split += 1
+            report.pieces += len(pieces)
+            return pieces
+        start = {"left": length - limit, "right": 0}.get(self.strategy)
+        cut = self.template.cut if isinstance(self.template, CutsMedia) and sample.model_inputs else _cut
+        piece = None if start is None else cut(sample, start, start + limit)
+        if piece is None:  # to be deleted, or media and their places in the text would part
+            report.too_long += 1
+            return []
+        report.truncated += 1
+        return [piece]
 
-def _encoded(
-    samples: Sequence[Sample], template: ChatTemplate, report: EncodeReport, on_bad_row: Literal["fail", "skip"]
-) -> Iterator[EncodedSample]:
-    for start in range(0, len(samples), CHUNK):
+    def _encoded(self, samples: Sequence[Sample], report: EncodeReport) -> Iterator[EncodedSample]:
         chunk: list[MarkedText] = []
-        for sample in samples[start : start + CHUNK]:
+        used: list[Sample] = []
+        for sample in samples:
             try:
-                marked = template.mark(sample)
+                marked = self.template.mark(sample)
             except TemplateError as error:
-                if on_bad_row == "fail":
+                if self.on_bad_row == "fail":
                     fix = f"{error.fix or 'mend the row'}; or leave such rows out with --on_bad_row skip"
                     raise TemplateError(error.message, fix=fix) from error
                 report.first_bad = report.first_bad or error.message
@@ -148,29 +231,19 @@ def _encoded(
                 continue
             report.notes.update(set(marked.notes))
             chunk.append(marked)
-        yield from template.tokenize(chunk)
-
-
-def _within(sample: EncodedSample, limit: int | None, strategy: str, report: EncodeReport) -> list[EncodedSample]:
-    if limit is None or len(sample) <= limit:
-        return [sample]
-    if strategy == "delete":
-        report.too_long += 1
-        return []
-    if strategy == "split":
-        pieces = [_cut(sample, start, start + limit) for start in range(0, len(sample), limit)]
-        report.split += 1
-        report.pieces += len(pieces)
-        return pieces
-    report.truncated += 1
-    return [_cut(sample, 0, limit) if strategy == "right" else _cut(sample, len(sample) - limit, len(sample))]
+            used.append(sample)
+        for sample, encoded in zip(used, self.template.tokenize(chunk), strict=True):
+            encoded.channel, encoded.label = sample.channel, sample.label
+            yield encoded
 
 
 def _cut(sample: EncodedSample, start: int, stop: int) -> EncodedSample:
-    return EncodedSample(sample.input_ids[start:stop], sample.labels[start:stop], sample.origin)
+    scale = None if sample.loss_scale is None else sample.loss_scale[start:stop]
+    return replace(sample, input_ids=sample.input_ids[start:stop], labels=sample.labels[start:stop], loss_scale=scale)
 
 
-def _nothing_left(samples: Sequence[Sample], report: EncodeReport) -> DataError:
+def nothing_left(samples: Sequence[Sample], report: EncodeReport) -> DataError:
+    """Return the error that says why no sample can be trained, and what to do."""
     location = samples[0].origin or None
     if report.too_long and report.too_long >= report.all_masked:
         shortest = min(report.lengths)
