@@ -49,6 +49,10 @@ FOREIGN: dict[str, Any] = {
 }
 
 
+FORMATS = ("chatml", "qwen", "qwen2_5", "phi4", "llama3", "llama2", "mistral", "gemma", "zephyr", "phi3", "deepseek", "deepseek_v2_5")
+FORMATS += ("alpaca", "default", "glm4", "internlm2", "minimax")
+
+
 @cache
 def tokenizer() -> Any:
     made = make_tiny_tokenizer()
@@ -95,7 +99,7 @@ def test_foreign_templates_train_answers_and_their_end(name, pairs):
 
 
 @pytest.mark.parametrize("marks", [True, False])
-@pytest.mark.parametrize("name", TEMPLATES.names())
+@pytest.mark.parametrize("name", FORMATS)
 @settings(deadline=None, max_examples=8)
 @given(pairs=conversations)
 def test_named_formats_train_the_same_with_and_without_marks(name, marks, pairs):
@@ -108,7 +112,7 @@ def test_named_formats_train_the_same_with_and_without_marks(name, marks, pairs)
 
 
 # A prompt that ends in a space is left out: one token then holds that space and the first word of the answer.
-@pytest.mark.parametrize("name", [*TEMPLATES.names(), *(name for name in FOREIGN if name != "other role names, space after")])
+@pytest.mark.parametrize("name", [*FORMATS, *(name for name in FOREIGN if name != "other role names, space after")])
 def test_the_prompt_of_a_generation_is_the_start_of_the_training_sample(name):
     messages = chat("What is the capital of France?", "Paris.", "你好，请问你是谁？", "I am a model.")
     made = template(name, True)

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from swift_core.errors import MissingDependencyError, PluginError, RegistryError
 from swift_core.specs import (
+    AgentSpec,
     CallbackSpec,
     CommandSpec,
     DatasetSpec,
@@ -183,6 +184,12 @@ def _templates() -> Iterable[TemplateSpec]:
     return read_templates()
 
 
+def _agents() -> Iterable[AgentSpec]:
+    from swift_core.cards.agents import read_agents
+
+    return read_agents()
+
+
 COMMANDS = Registry(
     "commands",
     CommandSpec,
@@ -198,6 +205,7 @@ COMMANDS = Registry(
 MODELS = Registry("models", ModelSpec, table=_models)
 DATASETS = Registry("datasets", DatasetSpec, table=_datasets)
 TEMPLATES = Registry("templates", TemplateSpec, table=_templates)
+AGENT_TEMPLATES = Registry("agent_templates", AgentSpec, table=_agents)
 TUNERS = Registry("tuners", TunerSpec, packages={"lora": "swift-tuners"})
 TASKS = Registry("tasks", TaskSpec)
 ENGINES = Registry(
@@ -215,5 +223,6 @@ REWARDS = Registry("rewards", RewardSpec)
 HUBS = Registry("hubs", HubSpec)
 
 REGISTRIES: dict[str, Registry[Any]] = {
-    registry.name: registry for registry in (COMMANDS, MODELS, DATASETS, TEMPLATES, TUNERS, TASKS, ENGINES, CALLBACKS, REWARDS, HUBS)
+    registry.name: registry
+    for registry in (COMMANDS, MODELS, DATASETS, TEMPLATES, AGENT_TEMPLATES, TUNERS, TASKS, ENGINES, CALLBACKS, REWARDS, HUBS)
 }

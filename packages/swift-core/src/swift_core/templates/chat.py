@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,12 +14,28 @@ from swift_core.config.sections import TemplateSection
 from swift_core.errors import NotFoundError, TemplateError
 from swift_core.protocols import EncodedSample, Message, Sample
 from swift_core.registry import TEMPLATES
-from swift_core.templates.loss_scale import LossScale, choose_messages
-from swift_core.templates.mask import IGNORED, Span, TurnEnd, complement, find_answers, label_by_offsets, label_by_prefixes, probe_turn_end
+from swift_core.templates.agents.base import AgentFormat, load_agent
+from swift_core.templates.agents.turns import with_agent_turns
+from swift_core.templates.loss_scale import LossScale, Weighted, choose_messages, multiply
+from swift_core.templates.mask import (
+    IGNORED,
+    Span,
+    TurnEnd,
+    complement,
+    find_answers,
+    label_by_offsets,
+    label_by_prefixes,
+    probe_turn_end,
+    subtract,
+)
 from swift_core.templates.rendering import Renderer, without_marks
+from swift_core.templates.thinking import ThinkingFacts, ThinkingPolicy, probe_thinking
 from swift_core.templates.tools import with_tool_turns
 
 Tools = list[dict[str, Any]]
+
+_THOUGHTS = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+_EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +45,7 @@ class MarkedText:
     Attributes:
         text: the whole conversation.
         spans: characters [start, end) that carry loss, ascending.
+        weights: parts of them whose loss counts more or less than 1.
         notes: what is special about this sample's mask, one line each.
         origin: as in `Sample`.
     """
@@ -36,6 +54,16 @@ class MarkedText:
     spans: tuple[Span, ...]
     notes: tuple[str, ...] = ()
     origin: str = ""
+    weights: tuple[Weighted, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Located:
+    """A rendered conversation: its text, where the answers asked for are, and notes."""
+
+    text: str
+    spans: dict[int, Span]
+    notes: list[str]
 
 
 class ChatTemplate:
@@ -50,8 +78,12 @@ class ChatTemplate:
         stop_words: texts that end a turn in that template besides special tokens.
         system: system message for conversations without one.
         variables: further variables of the chat template.
-        loss_scale: what is trained: `default` every answer, `last_round` the answers after the last user message,
-            `all` every token; a message's own `loss` beats it.
+        loss_scale: `base[+strategy]*`: base `default` trains every answer, `last_round` the answers after the last user message,
+            `all` every token; a message's own `loss` beats it. Strategies weight parts of the answers.
+        thinking: what becomes of thoughts.
+        agent: how tools, calls and results are written; None leaves that to the chat template.
+        default_system: system message that the chat template itself puts before conversations without one.
+        raw_results: the chat template writes the text of `tool` messages as it is, so results can bring their own frame.
         use_chat_template: False joins the texts of the messages as they are, with nothing between them, with the bos token that
             the tokenizer adds in front and the eos token at the end.
         make_renderer: makes the renderer from tokenizer, `jinja` and `variables`.
@@ -61,8 +93,10 @@ class ChatTemplate:
         stop_token_ids: those that are one token; generation ends at any of them.
 
     Raises:
-        TemplateError: when there is no chat template to use, or a variable is unknown to it.
+        TemplateError: when there is no chat template to use, or it cannot do what the settings say.
     """
+
+    takes_media: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -72,17 +106,27 @@ class ChatTemplate:
         stop_words: Iterable[str] = (),
         system: str | None = None,
         variables: Mapping[str, Any] | None = None,
-        loss_scale: LossScale = "default",
+        loss_scale: str = "default",
         use_chat_template: bool = True,
+        thinking: ThinkingPolicy | None = None,
+        agent: AgentFormat | None = None,
+        default_system: str | None = None,
+        raw_results: bool = False,
         make_renderer: Callable[..., Renderer] = Renderer,
     ) -> None:
         self.tokenizer = tokenizer
         self.system = system
-        self.loss_scale: LossScale = loss_scale
+        self.loss_scale = LossScale(loss_scale)
+        self.thinking = thinking or ThinkingPolicy()
+        self.agent = agent
+        self._default_system = default_system
+        self._raw_results = raw_results
         self._renderer = make_renderer(tokenizer, jinja=jinja, variables=variables) if use_chat_template else None
         self._bos = leading_bos(tokenizer)
         eos: Any = tokenizer.eos_token
+        self._facts = self._probe_thinking()
         self._turn_end = self._probe(tuple(stop_words), eos) if use_chat_template else TurnEnd((eos,) if eos else ())
+        self._for_row({})
         words = [*self._turn_end.words, *stop_words, *([eos] if eos else [])]
         vocabulary = tokenizer.get_vocab()
         self.stop_words: list[str] = list(dict.fromkeys(words))
@@ -103,28 +147,76 @@ class ChatTemplate:
             bos_token=bos,
         )
 
+    def _probe_thinking(self) -> ThinkingFacts:
+        renderer = self._renderer
+        if renderer is None:
+            return ThinkingFacts()
+        return probe_thinking(
+            lambda messages, prompt, variables: renderer.text(messages, None, generation_prompt=prompt, variables=variables),
+            reads=renderer.reads,
+            source=renderer.source,
+        )
+
+    def _for_row(self, values: Mapping[str, Any]) -> tuple[ThinkingPolicy, dict[str, Any]]:
+        """Return the thinking policy and the template variables of one row or request.
+
+        Raises:
+            TemplateError: when the template cannot obey.
+        """
+        policy, rest = self.thinking.with_row(values)
+        if self._renderer is None:
+            if rest or policy != ThinkingPolicy(response_prefix=policy.response_prefix):
+                raise TemplateError(
+                    "thinking and other switches of chat templates have no effect where texts are joined as they are",
+                    fix="remove them, or --use_chat_template false",
+                )
+            return policy, {}
+        self._renderer.check(rest, "chat_template_kwargs of the row")
+        return policy, {**self._facts.variables(policy), **rest}
+
     # --- rendering ---
 
-    def render(self, messages: Sequence[Message], tools: Tools | None = None, *, add_generation_prompt: bool = False) -> str:
-        """Return the text of a conversation.
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the text of a conversation; `variables` are switches of thinking and of the chat template for it alone.
 
         Raises:
             TemplateError: when the chat template refuses the messages.
         """
-        return self._text(self._completed(messages), tools, add_generation_prompt)
+        policy, values = self._for_row(variables or {})
+        ready, offered = self._completed(messages, tools, policy)
+        text = self._text(ready, offered, add_generation_prompt, values)
+        return text + (policy.response_prefix or "") if add_generation_prompt else text
 
-    def _completed(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Return the messages as the template takes them: with the default system message, and tool turns in its form."""
+    def _completed(
+        self, messages: Sequence[Message], tools: Tools | None, policy: ThinkingPolicy
+    ) -> tuple[Sequence[Message], Tools | None]:
+        """Return messages and tools as the template takes them: default system message, tool turns and thoughts in its form."""
         if self.use_chat_template:
             messages = with_tool_turns(messages)
-        if self.system is None or (messages and messages[0]["role"] == "system"):
-            return messages
-        return [{"role": "system", "content": self.system}, *messages]
+        if self.system is not None and not (messages and messages[0]["role"] == "system"):
+            messages = [{"role": "system", "content": self.system}, *messages]
+        if self._renderer is None:
+            return messages, tools
+        if self.agent is not None:
+            raw = self._raw_results
+            messages, tools = with_agent_turns(self.agent, messages, tools, default_system=self._default_system, raw_results=raw), None
+        else:
+            _check_tool_calls(self._renderer, messages, tools, raw_results=self._raw_results)
+        return self._facts.prepared(messages, policy), tools
 
-    def _text(self, messages: Sequence[Message], tools: Tools | None, generation_prompt: bool) -> str:
+    def _text(
+        self, messages: Sequence[Message], tools: Tools | None, generation_prompt: bool, variables: Mapping[str, Any] | None = None
+    ) -> str:
         if self._renderer is None:
             return "".join(_content(message, index) for index, message in enumerate(messages))
-        return self._renderer.text(messages, tools, generation_prompt=generation_prompt)
+        return self._renderer.text(messages, tools, generation_prompt=generation_prompt, variables=variables)
 
     # --- training ---
 
@@ -135,73 +227,136 @@ class ChatTemplate:
             TemplateError: when the messages cannot be rendered or masked; the message starts with the sample's origin.
         """
         try:
-            messages = self._completed(sample.messages)
-            trained, untrained = choose_messages(messages, self.loss_scale)
-            wanted = untrained if self.loss_scale == "all" else trained
-            if self._renderer is None:
-                text, spans, notes = self._plain_answers(messages, wanted)
-            else:
-                text, spans, notes = self._answers(self._renderer, messages, sample.tools, wanted)
+            return self._mark(sample)
         except TemplateError as error:
             if not sample.origin:
                 raise
             raise TemplateError(f"{sample.origin}: {error.message}", fix=error.fix) from error
-        if self.loss_scale == "all":
-            spans = complement(spans, len(text))
-        return MarkedText(text, tuple(spans), tuple(notes), sample.origin)
+
+    def _mark(self, sample: Sample) -> MarkedText:
+        if sample.has_media and not self.takes_media:
+            raise TemplateError(
+                "the row has images, videos or sounds, and this model takes text only",
+                fix="choose a multimodal model, or remove the media columns",
+            )
+        base = self.loss_scale.base
+        policy, variables = self._for_row(sample.chat_template_kwargs)
+        messages, tools = self._completed(sample.messages, sample.tools, policy)
+        trained, untrained = choose_messages(messages, base)
+        wanted = trained if base != "all" else sorted({*untrained, *(trained if self._weighs(messages, policy) else ())})
+        if self._renderer is None:
+            located = self._plain_answers(messages, wanted)
+        else:
+            located = self._answers(self._renderer, messages, tools, wanted, variables)
+        if base == "all":
+            spans = complement(sorted(located.spans[index] for index in untrained), len(located.text))
+        else:
+            spans = sorted(located.spans.values())
+        weights = [
+            part
+            for index in trained
+            if index in located.spans
+            for part in self._weighed(messages, index, located.text, located.spans[index], policy)
+        ]
+        spans = subtract(spans, [(start, stop) for start, stop, weight in weights if weight == 0])
+        return MarkedText(
+            located.text, tuple(spans), tuple(located.notes), sample.origin, tuple(part for part in weights if part[2] not in (0, 1))
+        )
+
+    def _ignores_empty(self, policy: ThinkingPolicy) -> bool:
+        return self._facts.hybrid if policy.ignore_empty is None else policy.ignore_empty
+
+    def _weighs(self, messages: Sequence[Message], policy: ThinkingPolicy) -> bool:
+        choice = self.loss_scale.choice
+        own = any(message.get("loss_scale") is not None for message in messages)
+        return own or bool(choice.strategies or choice.files) or self._ignores_empty(policy)
+
+    def _weighed(self, messages: Sequence[Message], index: int, text: str, span: Span, policy: ThinkingPolicy) -> list[Weighted]:
+        start, stop = span
+        answer = text[start:stop]
+        question = next((message["content"] for message in reversed(messages[:index]) if message["role"] == "user"), "")
+        parts = self.loss_scale.weigh(answer, question if isinstance(question, str) else "", messages[index])
+        empty = self._empty_think(answer) if self._ignores_empty(policy) else 0
+        if empty:
+            parts = multiply(parts, [(0, empty, 0.0)])
+        return [(start + low, start + high, weight) for low, high, weight in parts]
+
+    def _empty_think(self, answer: str) -> int:
+        """Return how many characters of an answer are an empty thinking block at its start."""
+        if self._facts.empty.strip() and answer.startswith(self._facts.empty):
+            return len(self._facts.empty)
+        match = _EMPTY_THINK.match(answer)
+        return match.end() if match else 0
 
     def _answers(
-        self, renderer: Renderer, messages: Sequence[Message], tools: Tools | None, wanted: list[int]
-    ) -> tuple[str, list[Span], list[str]]:
-        _check_tool_calls(renderer, messages, tools)
+        self,
+        renderer: Renderer,
+        messages: Sequence[Message],
+        tools: Tools | None,
+        wanted: list[int],
+        variables: Mapping[str, Any],
+    ) -> _Located:
         notes = (
-            ["its tools are left out: the chat template has no place for them"] if tools and not renderer.mentions("tools", tools) else []
+            ["its tools are left out: the chat template has no place for them (see --agent_template)"]
+            if tools and not renderer.mentions("tools", tools)
+            else []
         )
-        text, spans = self._marked_answers(renderer, messages, tools, wanted) if renderer.has_marks(tools) else ("", None)
-        if spans is None:
-            text = text or self._text(messages, tools, False)
-            answers = find_answers(messages, wanted, text, lambda part, prompt: self._text(part, tools, prompt), self._turn_end)
-            spans = sorted(answers.spans.values())
-            notes += [f"an earlier answer is not trained: {reason}" for reason in dict.fromkeys(answers.skipped.values())]
-            if answers.skipped and self.loss_scale == "all":
-                raise TemplateError(
-                    f"message {min(answers.skipped) + 1} cannot be left out of the loss: {answers.skipped[min(answers.skipped)]}"
-                )
+        found = self._marked_answers(renderer, messages, tools, wanted, variables) if renderer.has_marks(tools) else None
+        if found is None:
+            text = self._text(messages, tools, False, variables)
+            answers = find_answers(messages, wanted, text, lambda part, prompt: self._text(part, tools, prompt, variables), self._turn_end)
+            spans, skipped = answers.spans, answers.skipped
             if answers.altered:
                 notes.append("the chat template changes or drops part of an answer")
+        else:
+            text, spans, skipped = found
+        notes += [f"an earlier answer is not trained: {reason}" for reason in dict.fromkeys(skipped.values())]
+        if skipped and self.loss_scale.base == "all":
+            raise TemplateError(f"message {min(skipped) + 1} cannot be left out of the loss: {skipped[min(skipped)]}")
         missing = self._turn_end.missing
         if missing and messages[-1]["role"] == "assistant" and self._turn_end.trim(text) == len(text):
             # Without an end-of-turn token the model would learn to answer, and never to stop.
-            spans = [(start, stop + len(missing) if stop == len(text) else stop) for start, stop in spans]
+            spans = {index: (start, stop + len(missing) if stop == len(text) else stop) for index, (start, stop) in spans.items()}
             text += missing
-        return text, spans, notes
+        return _Located(text, spans, notes)
 
     def _marked_answers(
-        self, renderer: Renderer, messages: Sequence[Message], tools: Tools | None, wanted: list[int]
-    ) -> tuple[str, list[Span] | None]:
-        text, marked = renderer.marked(messages, tools)
+        self,
+        renderer: Renderer,
+        messages: Sequence[Message],
+        tools: Tools | None,
+        wanted: list[int],
+        variables: Mapping[str, Any],
+    ) -> tuple[str, dict[int, Span], dict[int, str]] | None:
+        text, marked = renderer.marked(messages, tools, variables)
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if len(marked) != len(answers):
-            return text, None
-        spans: list[Span] = []
+            return None
+        spans: dict[int, Span] = {}
+        skipped: dict[int, str] = {}
         for index, (start, stop) in zip(answers, marked, strict=True):
             content: Any = messages[index]["content"]
-            if isinstance(content, str) and content.strip() not in text[start:stop]:
-                return text, None
-            if index in wanted:
-                bare = start + self._turn_end.trim(text[start:stop])
-                spans.append((start, self._turn_end.close(text, bare)))
-        return text, spans
+            if isinstance(content, str) and content.split("</think>")[-1].strip() not in text[start:stop]:
+                return None
+            if index not in wanted:
+                continue
+            thoughts = _THOUGHTS.match(content) if isinstance(content, str) else None
+            if thoughts and thoughts.group(1).strip() and thoughts.group(1).strip() not in text[start:stop] and index != len(messages) - 1:
+                skipped[index] = "the chat template removes its thoughts once later messages follow (see --preserve_thinking)"
+                continue
+            bare = start + self._turn_end.trim(text[start:stop])
+            spans[index] = (start, self._turn_end.close(text, bare))
+        return text, spans, skipped
 
-    def _plain_answers(self, messages: Sequence[Message], wanted: list[int]) -> tuple[str, list[Span], list[str]]:
+    def _plain_answers(self, messages: Sequence[Message], wanted: list[int]) -> _Located:
         text = ""
-        spans: list[Span] = []
+        spans: dict[int, Span] = {}
         for index, message in enumerate(messages):
             start = len(text)
             text += _content(message, index)
             if index in wanted:
-                spans.append((start, len(text)))
-        return text, spans, []
+                spans[index] = (start, len(text))
+        return _Located(text, spans, [])
 
     def tokenize(self, marked: Sequence[MarkedText]) -> list[EncodedSample]:
         """Return token ids and labels of marked texts; all texts go through a fast tokenizer in one call."""
@@ -219,22 +374,37 @@ class ChatTemplate:
         encoded: list[EncodedSample] = []
         for number, item in enumerate(marked):
             ids: list[int] = batch["input_ids"][number]
-            if fast:
-                labels = label_by_offsets(ids, batch["offset_mapping"][number], item.text, item.spans)
-            else:
-                labels = label_by_prefixes(ids, self._ids, item.text, item.spans)
+            offsets: list[Span] | None = batch["offset_mapping"][number] if fast else None
+            labels = self._labels(ids, offsets, item.text, item.spans)
+            scale = self._scale(ids, offsets, item, labels) if item.weights else None
             if not self.use_chat_template:
-                ids, labels = self._framed(ids, labels, item)
-            encoded.append(EncodedSample(ids, labels, item.origin))
+                ids, labels, scale = self._framed(ids, labels, scale, item)
+            encoded.append(EncodedSample(ids, labels, item.origin, loss_scale=scale))
         return encoded
 
-    def _framed(self, ids: list[int], labels: list[int], item: MarkedText) -> tuple[list[int], list[int]]:
+    def _labels(self, ids: list[int], offsets: list[Span] | None, text: str, spans: Sequence[Span]) -> list[int]:
+        if offsets is not None:
+            return label_by_offsets(ids, offsets, text, spans)
+        return label_by_prefixes(ids, self._ids, text, spans)
+
+    def _scale(self, ids: list[int], offsets: list[Span] | None, item: MarkedText, labels: list[int]) -> list[float]:
+        scale = [float(label != IGNORED) for label in labels]
+        for start, stop, weight in item.weights:
+            part = self._labels(ids, offsets, item.text, [(start, stop)])
+            scale = [weight if own != IGNORED and label != IGNORED else old for own, label, old in zip(part, labels, scale, strict=True)]
+        return scale
+
+    def _framed(
+        self, ids: list[int], labels: list[int], scale: list[float] | None, item: MarkedText
+    ) -> tuple[list[int], list[int], list[float] | None]:
         eos: Any = self.tokenizer.eos_token_id
         ending: list[int] = [] if eos is None else [eos]
         trained_end = bool(item.spans) and item.spans[-1][1] == len(item.text)
+        ignored = [IGNORED] * len(self._bos)
         return (
             [*self._bos, *ids, *ending],
-            [*[IGNORED] * len(self._bos), *labels, *(ending if trained_end else [IGNORED] * len(ending))],
+            [*ignored, *labels, *(ending if trained_end else [IGNORED] * len(ending))],
+            None if scale is None else [*[0.0] * len(self._bos), *scale, *[float(trained_end)] * len(ending)],
         )
 
     def encode(self, sample: Sample) -> EncodedSample:
@@ -247,15 +417,20 @@ class ChatTemplate:
 
     # --- inference ---
 
-    def encode_prompt(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
+    def encode_prompt(
+        self, messages: Sequence[Message], tools: Tools | None = None, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Return the token ids after which the model writes the next assistant turn.
+
+        Args:
+            messages: the conversation so far.
+            tools: function schemas offered to the model.
+            variables: switches of thinking and of the chat template for this prompt alone, as in a row's `chat_template_kwargs`.
 
         Raises:
             TemplateError: when the chat template refuses the messages.
         """
-        if self._renderer is not None:
-            _check_tool_calls(self._renderer, with_tool_turns(messages), tools)
-        ids = self._ids(self.render(messages, tools, add_generation_prompt=True))
+        ids = self._ids(self.render(messages, tools, add_generation_prompt=True, variables=variables))
         return ids if self.use_chat_template else [*self._bos, *ids]
 
     def _ids(self, text: str) -> list[int]:
@@ -277,11 +452,13 @@ def _content(message: Message, index: int) -> str:
     return content
 
 
-def _check_tool_calls(renderer: Renderer, messages: Sequence[Message], tools: Tools | None) -> None:
-    if any(message.get("tool_calls") for message in messages) and not renderer.mentions("tool_calls", tools):
+def _check_tool_calls(renderer: Renderer, messages: Sequence[Message], tools: Tools | None, *, raw_results: bool) -> None:
+    calls = any(message.get("tool_calls") for message in messages)
+    results = raw_results and any(message["role"] == "tool" for message in messages)
+    if results or (calls and not renderer.mentions("tool_calls", tools)):
         raise TemplateError(
             "the row has tool calls and the chat template cannot render them",
-            fix="choose a model whose template supports tools, or write the calls into the content",
+            fix="--agent_template hermes (see `swift list agent_templates`), or a model whose template supports tools",
         )
 
 
@@ -304,7 +481,7 @@ def build_template(
         NotFoundError: when the file with the system message is absent.
     """
     if not section.use_chat_template:
-        clash = next((name for name in ("template", "chat_template_kwargs") if getattr(section, name)), None)
+        clash = next((name for name in ("template", "chat_template_kwargs", "agent_template") if getattr(section, name)), None)
         if clash:
             raise TemplateError(
                 f"--{clash} has no effect where texts are joined as they are", fix=f"remove --{clash} or --use_chat_template false"
@@ -321,6 +498,10 @@ def build_template(
         variables=section.chat_template_kwargs,
         loss_scale=section.loss_scale,
         use_chat_template=section.use_chat_template,
+        thinking=ThinkingPolicy.from_section(section),
+        agent=load_agent(agent) if (agent := section.agent_template or (spec.agent if spec else None)) else None,
+        default_system=spec.default_system if spec else None,
+        raw_results=jinja is not None and re.search(r"\btools\b", jinja) is None,
     )
     if jinja is not None:
         tokenizer.chat_template = without_marks(jinja)

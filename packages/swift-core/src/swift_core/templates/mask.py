@@ -73,7 +73,8 @@ def probe_turn_end(render: Render, *, markers: Iterable[str], eos_token: str | N
     turns: list[Message] = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     further: Message = {"role": "user", "content": _FURTHER}
     last = _word_after_answer(render(turns, False), words)
-    inner = _word_after_answer(render([*turns, further], False).split(_FURTHER)[0], words)
+    # A format may hold one question only.
+    inner = _word_after_answer((_try(render, [*turns, further], False) or "").split(_FURTHER)[0], words)
     found = tuple(dict.fromkeys(word for word in (last, inner) if word))
     missing = "" if last else (inner or eos_token or "")
     return TurnEnd(found or ((eos_token,) if eos_token else ()), missing)
@@ -238,3 +239,21 @@ def complement(spans: Sequence[Span], length: int) -> list[Span]:
     """
     borders = [0, *(border for span in spans for border in span), length]
     return [(start, stop) for start, stop in zip(borders[::2], borders[1::2], strict=True) if start < stop]
+
+
+def subtract(spans: Iterable[Span], holes: Sequence[Span]) -> list[Span]:
+    """Return what is left of ascending spans without the holes.
+
+    >>> subtract([(0, 6)], [(2, 4)])
+    [(0, 2), (4, 6)]
+    """
+    left: list[Span] = []
+    for start, stop in spans:
+        for low, high in sorted(holes):
+            if low < stop and high > start:
+                if low > start:
+                    left.append((start, low))
+                start = max(start, high)
+        if start < stop:
+            left.append((start, stop))
+    return left

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -147,6 +147,8 @@ class ProcessorTemplate(ChatTemplate):
         placeholder_ids: tokens that stand for media; they are never trained and never cut apart.
     """
 
+    takes_media: ClassVar[bool] = True
+
     def __init__(
         self, processor: Any, loader: MediaLoader, tokenizer: PreTrainedTokenizerBase, *, jinja: str | None = None, **settings: Any
     ) -> None:
@@ -221,8 +223,11 @@ class ProcessorTemplate(ChatTemplate):
     def _expanded(self, marked: MarkedText, sample: Sample) -> EncodedSample:
         media, output = self._processed(marked.text, sample)
         ids: list[int] = _row(output["input_ids"])
-        text, spans = widen(marked.text, marked.spans, self._replacements(output, marked.text, media))
-        encoded = super().tokenize([replace(marked, text=text, spans=spans)])[0]
+        replacements = self._replacements(output, marked.text, media)
+        text, spans = widen(marked.text, marked.spans, replacements)
+        _, weighted = widen(marked.text, [(start, stop) for start, stop, _ in marked.weights], replacements)
+        weights = tuple((start, stop, part[2]) for (start, stop), part in zip(weighted, marked.weights, strict=True))
+        encoded = super().tokenize([replace(marked, text=text, spans=spans, weights=weights)])[0]
         before = _offset(encoded.input_ids, ids)
         after = len(ids) - before - len(encoded.input_ids)
         if encoded.input_ids != ids[max(before, 0) : max(before, 0) + len(encoded.input_ids)] and before >= 0:
@@ -236,7 +241,9 @@ class ProcessorTemplate(ChatTemplate):
         else:  # joined texts are framed with bos and eos tokens that the processor did not put there
             for name in self.token_inputs:
                 inputs[name] = torch.nn.functional.pad(inputs[name], (-before, len(encoded.input_ids) - len(ids) + before))
-        encoded.labels = [IGNORED if id_ in self.placeholder_ids else label for id_, label in zip(encoded.input_ids, encoded.labels, strict=True)]
+        encoded.labels = [
+            IGNORED if id_ in self.placeholder_ids else label for id_, label in zip(encoded.input_ids, encoded.labels, strict=True)
+        ]
         encoded.model_inputs = inputs
         return encoded
 
@@ -330,7 +337,9 @@ class ProcessorTemplate(ChatTemplate):
         try:
             return media, dict(self.processor(**self._arguments(text, media, rate)))
         except _REFUSALS as error:
-            raise TemplateError(f"{type(self.processor).__name__} refuses the media: {_one_line(error)}", fix="look at the media of the row") from error
+            raise TemplateError(
+                f"{type(self.processor).__name__} refuses the media: {_one_line(error)}", fix="look at the media of the row"
+            ) from error
 
     def _arguments(self, text: str, media: LoadedMedia, rate: int) -> dict[str, Any]:
         words: dict[str, Any] = {"add_special_tokens": self.use_chat_template and bool(self._missing_bos(text))}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import jinja2
+from jinja2 import meta
+from jinja2.sandbox import SandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -15,6 +18,9 @@ from swift_core.protocols import Message
 from swift_core.templates.mask import Span
 
 _MARK = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+
+# Keys of messages that are meant for training, not for the template.
+_OURS = ("loss", "loss_scale")
 
 # What template code raises on messages it was not written for.
 _REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
@@ -41,7 +47,7 @@ class Renderer:
         self._tokenizer = tokenizer
         self._jinja = jinja
         self._variables = dict(variables or {})
-        self._context: dict[str, Any] = {**tokenizer.special_tokens_map, **self._variables}
+        self._tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
         # Some tokenizers (Mistral's own among them) render in Python code and have no template text.
         self._by_code = jinja is None and type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
         if jinja is None and not tokenizer.chat_template and not self._by_code:
@@ -49,11 +55,36 @@ class Renderer:
                 f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template",
                 fix="add --template chatml (see `swift list templates`), or for plain text --use_chat_template false or `swift pt`",
             )
-        unknown = [name for name in self._variables if not self.mentions(name)]
+        self.check(self._variables, "--chat_template_kwargs")
+
+    def check(self, variables: Mapping[str, Any], where: str) -> None:
+        """Refuse variables that the template knows nothing of.
+
+        Raises:
+            TemplateError: when there is one; the message starts with `where`.
+        """
+        unknown = [name for name in variables if not self.mentions(name)]
         if unknown:
-            raise TemplateError(
-                f"--chat_template_kwargs: the chat template has no variable {unknown[0]!r}", fix="remove it or correct its name"
-            )
+            raise TemplateError(f"{where}: the chat template has no variable {unknown[0]!r}", fix="remove it or correct its name")
+
+    @property
+    def source(self) -> str:
+        """Return the template text; empty where the template is Python code."""
+        return "" if self._by_code else self._source(None)
+
+    def reads(self, variable: str) -> bool:
+        """Say whether the template reads a variable from outside, rather than a key of that name."""
+        return variable in self._outer or re.search(rf"\b{re.escape(variable)} is (?:not )?defined\b", self.source) is not None
+
+    @cached_property
+    def _outer(self) -> set[str]:
+        if self._by_code:
+            return set()
+        environment = SandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+        try:
+            return meta.find_undeclared_variables(environment.parse(without_marks(self.source)))
+        except jinja2.TemplateError:
+            return set()
 
     def mentions(self, variable: str, tools: Any = None) -> bool:
         """Say whether the template text contains a name; of templates in Python code that is taken for granted."""
@@ -63,35 +94,54 @@ class Renderer:
         """Say whether the template marks what the assistant writes with `{% generation %}`."""
         return not self._by_code and _MARK.search(self._source(tools)) is not None
 
-    def text(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, generation_prompt: bool) -> str:
-        """Return the text of a conversation.
+    def text(
+        self,
+        messages: Sequence[Message],
+        tools: list[dict[str, Any]] | None,
+        *,
+        generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the text of a conversation; `variables` are added to those of the whole run.
 
         Raises:
             TemplateError: when the template refuses the messages.
         """
         if not self._by_code:
-            return self._call(messages, tools, generation_prompt, marks=False)[0]
+            return self._call(messages, tools, generation_prompt, variables, marks=False)[0]
         tokenizer: Any = self._tokenizer
         try:
             return tokenizer.apply_chat_template(
-                _plain(messages), tools=tools, tokenize=False, add_generation_prompt=generation_prompt, **self._variables
+                _plain(messages),
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **{**self._variables, **(variables or {})},
             )
         except _REFUSALS as error:
             raise _refusal(error, messages) from error
 
-    def marked(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> tuple[str, list[Span]]:
+    def marked(
+        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, variables: Mapping[str, Any] | None = None
+    ) -> tuple[str, list[Span]]:
         """Return the text of a conversation and the characters that the template marks as the assistant's.
 
         Raises:
             TemplateError: when the template refuses the messages.
         """
-        return self._call(messages, tools, False, marks=True)
+        return self._call(messages, tools, False, variables, marks=True)
 
     def _source(self, tools: Any) -> str:
         return self._jinja if self._jinja is not None else self._tokenizer.get_chat_template(None, tools)
 
     def _call(
-        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, generation_prompt: bool, *, marks: bool
+        self,
+        messages: Sequence[Message],
+        tools: list[dict[str, Any]] | None,
+        generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+        *,
+        marks: bool,
     ) -> tuple[str, list[Span]]:
         try:
             rendered = render_jinja_template(
@@ -100,7 +150,7 @@ class Renderer:
                 chat_template=self._source(tools),
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=marks,
-                **self._context,
+                **{**self._tokens, **self._variables, **(variables or {})},
             )
         except _REFUSALS as error:
             raise _refusal(error, messages) from error
@@ -109,7 +159,7 @@ class Renderer:
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in message.items() if key != "loss"} for message in messages]
+    return [{key: value for key, value in message.items() if key not in _OURS} for message in messages]
 
 
 def _refusal(error: Exception, messages: Sequence[Message]) -> TemplateError:
