@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from swift_core.config.command import CommandConfig
+from swift_core.config.encoding import encoding_problems
 from swift_core.config.sections import (
     CheckpointSection,
     DataSection,
+    EncodingSection,
     LaunchSection,
     MediaSection,
     ModelSection,
@@ -81,6 +83,7 @@ class SftConfig(TrainingConfig):
     loading: ModelSection = Field(default_factory=ModelSection)
     task: TaskSection = Field(default_factory=TaskSection)
     data: DataSection = Field(default_factory=DataSection)
+    encoding: EncodingSection = Field(default_factory=EncodingSection)
     chat: TemplateSection = Field(default_factory=TemplateSection)
     media: MediaSection = Field(default_factory=MediaSection)
     tuner: TunerSection = Field(default_factory=TunerSection)
@@ -97,11 +100,11 @@ class SftConfig(TrainingConfig):
     @property
     def has_eval_data(self) -> bool:
         """Say whether the settings name evaluation data."""
-        return bool(self.data.val_dataset) or self.data.split_dataset_ratio > 0
+        return bool(self.data.val_dataset or self.encoding.cached_val_dataset) or self.data.split_dataset_ratio > 0
 
     def check(self) -> list[Problem]:
         """Return the combinations that cannot work, each with its remedy."""
-        return [*(problem for rule in COMBINATIONS if (problem := rule(self)) is not None), *task_problems(self)]
+        return [*(problem for rule in COMBINATIONS if (problem := rule(self)) is not None), *task_problems(self), *encoding_problems(self)]
 
 
 class PtConfig(SftConfig):
@@ -121,7 +124,9 @@ def short_name(model: str) -> str:
 
 
 def _needs_dataset(config: SftConfig) -> Problem | None:
-    return None if config.data.dataset else Problem("--dataset", "is missing", "--dataset my.jsonl, or --dataset self-cognition to try")
+    if config.data.dataset or config.encoding.cached_dataset:
+        return None
+    return Problem("--dataset", "is missing", "--dataset my.jsonl, or --dataset self-cognition to try")
 
 
 def _needs_model(config: SftConfig) -> Problem | None:
