@@ -26,6 +26,8 @@ from swift_core.specs import (
 )
 
 S = TypeVar("S", bound=Spec)
+TABLE = "swift-core table"
+"""Source of the entries that come from a data file of swift."""
 
 
 class Registry(Generic[S]):
@@ -81,7 +83,7 @@ class Registry(Generic[S]):
 
         if self._table is not None:
             for spec in self._table():
-                self._specs.setdefault(spec.name, replace(spec, source="swift-core table"))
+                self._specs.setdefault(spec.name, replace(spec, source=TABLE))
         for source, spec in entry_specs(self.name):
             self.register(spec, source=source)
 

@@ -235,7 +235,7 @@ def _factory_columns(entry: _Entry, formatting: str) -> dict[str, str]:
     if given:
         # A description that names columns names all of them: others stay what they are, data beside the sample.
         layout = {"instruction", "input", "output", "history"} if formatting == "alpaca" else {"messages", "conversations"}
-        unnamed = (layout | {"system", "tools"}) - set(given.values()) - set(given)
+        unnamed = (layout | {"system", "tools"}) - set(given)
         given |= {name: f"_{name}" for name in sorted(unnamed)}
     return _differing(given)
 

@@ -10,7 +10,7 @@ from typing import Any
 from swift_core.data.report import BadRow
 from swift_core.data.rows import Row
 from swift_core.errors import DataError
-from swift_core.registry import DATASETS
+from swift_core.registry import DATASETS, TABLE
 from swift_core.specs import DatasetSpec
 
 RowLoader = Callable[..., Iterable[Any]]
@@ -129,5 +129,6 @@ def register_info_files(paths: Iterable[str]) -> None:
 
         source = f"--custom_dataset_info {path}"
         for spec in read_dataset_info(Path(path).expanduser()):
-            again = spec.name in DATASETS and DATASETS.get(spec.name).source == source
-            DATASETS.register(spec, source=source, override=again)
+            # Files for other programs name many public data sets: what they say beats the built-in table.
+            known = spec.name in DATASETS and DATASETS.get(spec.name).source in (source, TABLE)
+            DATASETS.register(spec, source=source, override=known)
