@@ -17,8 +17,10 @@ from swift_core.scoring.head import chunked_cross_entropy, count_correct
 
 logger = logging.getLogger(__name__)
 
-# bfloat16 keeps 8 bits: two orders of the same sums differ by less than this share of the largest value.
-TOLERANCE = 0.02
+# How far two orders of the same sums may lie apart, as a share of their norm. Rounding grows over layers: in bfloat16 30 of them
+# were seen to differ by 2%, and tokens that see another sample by 45%.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
+HALF_TOLERANCE = 0.08
 
 
 @dataclass(slots=True)
@@ -166,6 +168,5 @@ def _first_row(batch: Batch) -> Batch:
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> str | None:
     if found.shape != expected.shape:
         return f"the shapes are {tuple(found.shape)} and {tuple(expected.shape)}"
-    largest = expected.float().abs().max().clamp_min(1e-6)
-    share = float((found.float() - expected.float()).abs().max() / largest)
-    return None if share < TOLERANCE else f"the results differ by {share:.1%}"
+    share = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-9))
+    return None if share < TOLERANCE.get(expected.dtype, HALF_TOLERANCE) else f"the results differ by {share:.1%}"
