@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from swift_core.errors import ModelError
+from swift_core.models.modules import frozen_parts, module_map, parameter_kind
 from swift_core.registry import nearest
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -17,9 +18,28 @@ HEAD_NAMES = frozenset({"score", "classifier"})
 
 
 def find_all_linears(model: nn.Module) -> list[str]:
-    """Return names that match every linear layer of the model but its output head, as `target_modules` takes them."""
+    """Return names that match every linear layer of the model but its output head, as `target_modules` takes them.
+
+    In a multimodal model whose parts were frozen (`swift_core.models.modules.freeze`) the frozen parts are left out.
+
+    Raises:
+        ModelError: when nothing is left.
+    """
     modules = dict(model.named_modules())
-    wanted = [name for name, module in modules.items() if _is_linear(module) and not _is_head(model, name, module)]
+    parts = module_map(model)
+    frozen = frozen_parts(model, parts)
+    wanted = [
+        name
+        for name, module in modules.items()
+        if _is_linear(module)
+        and not _is_head(model, name, module)
+        and name != parts.lm_head
+        and not (frozen and parameter_kind(name, parts) in frozen)
+    ]
+    if not wanted:
+        raise ModelError(
+            "all-linear finds no linear layer that may be trained", fix="unfreeze a part, or name layers with --target_modules"
+        )
     suffixes = list(dict.fromkeys(_suffix(name) for name in wanted))
     # A suffix such as `dense` may also fit a layer that is left out; then only full names are exact.
     exact = {name for name in modules if matches(name, suffixes)} == set(wanted)
