@@ -74,7 +74,8 @@ def to_jinja(pieces: Pieces) -> str:
     """Return the chat template of a prompt format, with `{% generation %}` around what the assistant writes.
 
     Messages have the roles system, user, assistant and tool; the text of a `tool` message stands as it is, so it brings its own
-    frame, and with a true `continued` the answer goes on right after it.
+    frame, and with a true `continued` the answer goes on right after it. An assistant message with `end` ends with that text; it
+    holds calls of tools.
     """
     return "\n".join([*_preparation(pieces), *_opening(pieces), *_turns(pieces), *_generation_prompt(pieces)]) + "\n"
 
@@ -150,13 +151,16 @@ def _answer(pieces: Pieces) -> list[str]:
         "{%- generation %}",
         _output(pieces.lead),
         "{{- answer }}",
-        "{%- if loop.last %}",
+        "{%- if message['end'] %}",
+        "{{- message['end'] }}",
+        "{%- elif loop.last %}",
         _output(bare),
         "{%- else %}",
         _output(end),
         "{%- endif %}",
         "{%- endgeneration %}",
-        "{%- if loop.last %}",
+        "{%- if message['end'] %}",
+        "{%- elif loop.last %}",
         _output(pieces.suffix[len(bare) :]),
         "{%- else %}",
         _output(rest),
@@ -172,7 +176,11 @@ def _answer_text(pieces: Pieces) -> list[str]:
     renamed = "" if opening == "<think>" else f".replace('<think>', {_literal(opening)}).replace('</think>', {_literal(closing)})"
     close = _literal(closing)
     off = pieces.think_off
-    fill = [f"{{%- elif fills and {close} not in answer %}}", f"{{%- set answer = {_literal(off)} + answer %}}"] if off is not None else []
+    fill = (
+        [f"{{%- elif fills and not message['end'] and {close} not in answer %}}", f"{{%- set answer = {_literal(off)} + answer %}}"]
+        if off is not None
+        else []
+    )
     return [
         "{%- if message['reasoning_content'] %}",
         f"{{%- set answer = {_literal(opening + chr(10))} + message['reasoning_content'].strip('\\n') + {_literal(chr(10) + closing)} "
@@ -180,7 +188,7 @@ def _answer_text(pieces: Pieces) -> list[str]:
         "{%- else %}",
         f"{{%- set answer = message['content']{renamed} %}}",
         "{%- endif %}",
-        "{%- if loop.index0 < seen.last and not keeps %}",
+        "{%- if loop.index0 < seen.last and not keeps and not message['end'] %}",
         f"{{%- set answer = {_literal(pieces.think_past)} + answer.split({close})[-1].lstrip('\\n') %}}",
         *fill,
         "{%- endif %}",

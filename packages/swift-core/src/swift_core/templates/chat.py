@@ -127,7 +127,8 @@ class ChatTemplate:
         self._facts = self._probe_thinking()
         self._turn_end = self._probe(tuple(stop_words), eos) if use_chat_template else TurnEnd((eos,) if eos else ())
         self._for_row({})
-        words = [*self._turn_end.words, *stop_words, *([eos] if eos else [])]
+        calls_end = [agent.ending] if agent is not None and raw_results and agent.ending else []
+        words = [*self._turn_end.words, *stop_words, *calls_end, *([eos] if eos else [])]
         vocabulary = tokenizer.get_vocab()
         self.stop_words: list[str] = list(dict.fromkeys(words))
         self.stop_token_ids: list[int] = [vocabulary[word] for word in self.stop_words if word in vocabulary]

@@ -40,6 +40,7 @@ class AgentFormat:
         between: what stands between the two.
         before_calls: what stands between the text of an answer and its calls.
         frame: the turn that holds results, with `{{RESULTS}}`, where the family has one of its own; elsewhere they are a user turn.
+        ending: what ends an answer with calls, where that is not the usual end of a turn.
         continued: whether the answer goes on right after the results, without a header.
     """
 
@@ -51,13 +52,14 @@ class AgentFormat:
     between: str = "\n\n"
     before_calls: str = "\n"
     frame: str | None = None
+    ending: str = ""
     continued: bool = False
 
-    def format_tools(self, tools: Sequence[Tool], system: str | None = None) -> str:
-        """Return the system message with the offered tools in it."""
+    def format_tools(self, tools: Sequence[Tool], system: str | None = None, *, framed: bool = True) -> str:
+        """Return the system message with the offered tools in it; `framed` is false outside the family's own prompt format."""
         about = self.tools(tools)
         parts = (about, system) if self.tools_first else (system, about)
-        return self.between.join(part for part in parts if part)
+        return (self.between if framed else "\n\n").join(part for part in parts if part)
 
     def format_calls(self, calls: Sequence[Call]) -> str:
         """Return the text of calls."""

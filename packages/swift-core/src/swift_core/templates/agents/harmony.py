@@ -151,4 +151,4 @@ def _reader(tools: Sequence[Tool]) -> CallParser:
     return HarmonyParser()
 
 
-GPT_OSS = AgentFormat(tools=_tools, calls=_calls, results=_results, reader=_reader, before_calls="", frame="{{RESULTS}}")
+GPT_OSS = AgentFormat(tools=_tools, calls=_calls, results=_results, reader=_reader, before_calls="", frame="{{RESULTS}}", ending="<|call|>")

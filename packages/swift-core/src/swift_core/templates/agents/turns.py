@@ -33,7 +33,7 @@ def with_agent_turns(
     if tools:
         first = rest.pop(0) if rest and rest[0]["role"] == "system" else None
         system: Any = first["content"] if first else default_system
-        turns.append({**(first or {}), "role": "system", "content": agent.format_tools(tools, system)})
+        turns.append({**(first or {}), "role": "system", "content": agent.format_tools(tools, system, framed=raw_results)})
     names: dict[str, str] = {}
     waiting: list[str] = []
     results: list[Result] = []
@@ -48,7 +48,7 @@ def with_agent_turns(
             calls = [_call(call) for call in message.get("tool_calls", [])]
             names.update({call.id: call.name for call in calls if call.id})
             waiting = [call.name for call in calls]
-            turns.append(_calls_turn(agent, message, calls))
+            turns.append(_calls_turn(agent, message, calls, raw_results))
         else:
             turns.append(message)
     if results:
@@ -56,17 +56,19 @@ def with_agent_turns(
     return turns
 
 
-def _calls_turn(agent: AgentFormat, message: Message, calls: list[Call]) -> Message:
+def _calls_turn(agent: AgentFormat, message: Message, calls: list[Call], raw: bool) -> Message:
     content: Any = message["content"] or ""
     values = {key: value for key, value in message.items() if key != "tool_calls"}
     between = agent.before_calls if content else ""
+    if raw and agent.ending:
+        values["end"] = agent.ending
     return cast(Message, {**values, "content": f"{content}{between}{agent.format_calls(calls)}"})
 
 
 def _results_turn(agent: AgentFormat, results: list[Result], raw: bool) -> Message:
     text = agent.format_results(results)
     if not raw or agent.frame is None:
-        return {"role": "user", "content": text}
+        return {"role": "user", "content": text.strip("\n")}
     turn: dict[str, Any] = {"role": "tool", "content": agent.frame.replace("{{RESULTS}}", text)}
     if agent.continued:
         turn["continued"] = True
