@@ -6,14 +6,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swift_core.cards.register import register_model
     from swift_core.config.training import PtConfig, SftConfig
     from swift_core.config.training import TrainingConfig as Seq2SeqTrainingArguments
-    from swift_core.models.loading import get_model_tokenizer
+    from swift_core.models.loading import get_model_processor, get_model_tokenizer
     from swift_core.tasks.sft import train as sft_main
     from swift_core.templates.chat import build_template as get_template
     from swift_core.train.seq2seq import Seq2SeqTrainer
 
-__all__ = ["PtConfig", "Seq2SeqTrainer", "Seq2SeqTrainingArguments", "SftConfig", "get_model_tokenizer", "get_template", "sft_main"]
+__all__ = [
+    "PtConfig",
+    "Seq2SeqTrainer",
+    "Seq2SeqTrainingArguments",
+    "SftConfig",
+    "get_model_processor",
+    "get_model_tokenizer",
+    "get_template",
+    "register_model",
+    "sft_main",
+]
 
 # Imported at first use: `import swift_core` loads neither torch nor pydantic.
 _EXPORTS = {
@@ -21,8 +32,10 @@ _EXPORTS = {
     "SftConfig": "swift_core.config.training:SftConfig",
     "Seq2SeqTrainer": "swift_core.train.seq2seq:Seq2SeqTrainer",
     "Seq2SeqTrainingArguments": "swift_core.config.training:TrainingConfig",
+    "get_model_processor": "swift_core.models.loading:get_model_processor",
     "get_model_tokenizer": "swift_core.models.loading:get_model_tokenizer",
     "get_template": "swift_core.templates.chat:build_template",
+    "register_model": "swift_core.cards.register:register_model",
     "sft_main": "swift_core.tasks.sft:train",
 }
 

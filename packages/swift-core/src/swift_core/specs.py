@@ -103,6 +103,8 @@ class ModelSpec(Spec):
         needs: libraries as pip takes them, such as `transformers>=4.51`, that its files or its own code ask for.
         tags: what it is made for.
         loader: `module:function` that loads it instead of transformers' Auto classes, called with folder, section and dtype.
+        modules: dotted paths of its `language_model`, `aligner`, `vision_tower`, `generator`, `embedding`, `layers` and
+            `lm_head`, where `model_archs.tsv` has no row for them.
     """
 
     target: str = "swift_core.models.loading:get_model_tokenizer"
@@ -120,6 +122,7 @@ class ModelSpec(Spec):
     needs: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     loader: str = ""
+    modules: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

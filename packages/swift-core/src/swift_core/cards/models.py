@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from weakref import WeakKeyDictionary
@@ -27,7 +27,7 @@ class Family:
         model_arch: name of its module paths in `model_archs.tsv`, or empty.
         architectures: class names as `config.json` gives them.
         templates: prompt formats of its checkpoints, the most frequent first.
-        loader: as in `ModelSpec`.
+        loader, modules: as in `ModelSpec`.
     """
 
     model_type: str
@@ -38,6 +38,12 @@ class Family:
     architectures: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     loader: str = ""
+    modules: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    @property
+    def module_paths(self) -> tuple[ModulePaths, ...]:
+        """Return where its parts may be: as registered, else the rows of `model_archs.tsv`."""
+        return (ModulePaths(**self.modules),) if self.modules else read_module_paths().get(self.model_arch, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,13 @@ class ModulePaths:
     An architecture has a row for each layout that transformers gave it over time.
     """
 
-    embedding: tuple[str, ...]
-    layers: tuple[str, ...]
-    lm_head: tuple[str, ...]
-    language_model: tuple[str, ...]
-    aligner: tuple[str, ...]
-    vision_tower: tuple[str, ...]
-    generator: tuple[str, ...]
+    embedding: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    lm_head: tuple[str, ...] = ()
+    language_model: tuple[str, ...] = ()
+    aligner: tuple[str, ...] = ()
+    vision_tower: tuple[str, ...] = ()
+    generator: tuple[str, ...] = ()
 
 
 def read_models() -> Iterator[ModelSpec]:
@@ -108,16 +114,25 @@ def families() -> dict[str, Family]:
     for spec in MODELS:
         templates = counts.setdefault(spec.model_type, {})
         templates[spec.template] = templates.get(spec.template, 0) + 1
-        if spec.model_type not in found or spec.loader:
+        if spec.model_type not in found or spec.loader or spec.modules:
             found[spec.model_type] = _family(spec)
     for name, family in found.items():
         ranked = sorted(counts.get(name, {}), key=lambda template: -counts[name][template])
-        found[name] = _family(family, templates=tuple(filter(None, ranked)))
+        found[name] = replace(family, templates=tuple(filter(None, ranked)))
     return found
 
 
-def _family(spec: ModelSpec | Family, *, templates: tuple[str, ...] = ()) -> Family:
-    return Family(spec.model_type, spec.kind, spec.task_type, spec.multimodal, spec.model_arch, spec.architectures, templates, spec.loader)
+def _family(spec: ModelSpec) -> Family:
+    return Family(
+        model_type=spec.model_type,
+        kind=spec.kind,
+        task_type=spec.task_type,
+        multimodal=spec.multimodal,
+        model_arch=spec.model_arch,
+        architectures=spec.architectures,
+        loader=spec.loader,
+        modules=spec.modules,
+    )
 
 
 @cache

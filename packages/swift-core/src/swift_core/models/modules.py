@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from swift_core.cards.models import ModulePaths, families, read_module_paths
+from swift_core.cards.models import ModulePaths, families
 from swift_core.errors import ModelError
 
 Kind = Literal["language_model", "aligner", "vision_tower", "audio_tower", "generator"]
@@ -194,14 +194,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def _from_table(model: nn.Module) -> tuple[str, ModulePaths] | None:
     """Return the first row whose every path exists, of the families with this class."""
-    name = type(model).__name__
-    listed = {name, *(getattr(getattr(model, "config", None), "architectures", None) or ())}
-    rows = read_module_paths()
-    for arch in dict.fromkeys(family.model_arch for family in families().values() if listed & set(family.architectures)):
-        for paths in rows.get(arch, ()):
+    config = getattr(model, "config", None)
+    names = {type(model).__name__, *(getattr(config, "architectures", None) or ())}
+    for family in families().values():
+        if not names & set(family.architectures):
+            continue
+        for paths in family.module_paths:
             named = [*paths.language_model, *paths.aligner, *paths.vision_tower, *paths.generator]
             if named and all(_has(model, path) for path in named):
-                return arch, paths
+                return family.model_arch or family.model_type, paths
     return None
 
 
