@@ -126,7 +126,7 @@ def test_a_name_is_resolved_once_so_it_cannot_change_between_check_and_connectio
 def test_the_target_of_a_redirect_is_checked_like_the_first_address(server: Any) -> None:
     assert fetch(f"{server.url}/redirect?/a", OPEN) == b"hello"
     for target in ("file:///etc/passwd", "ftp://127.0.0.1/", "http://a@127.0.0.1/"):
-        with pytest.raises(DataError, match="only http|user name"):
+        with pytest.raises(DataError, match=r"only http|user name"):
             fetch(f"{server.url}/redirect?{target}", OPEN)
     with pytest.raises(DataError, match="more than 3 redirects"):
         fetch(f"{server.url}/redirect?/redirect?/redirect?/redirect?/a", OPEN)

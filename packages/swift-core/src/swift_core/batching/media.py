@@ -51,7 +51,7 @@ def merge_model_inputs(samples: Sequence[EncodedSample], *, packed: bool = False
         elif any(tokens) or len({tensor.ndim for _, tensor in found}) > 1:
             raise DataError(f"the samples {', '.join(sample.origin for sample, _ in found)} have different kinds of {name!r}")
         else:
-            merged[name] = _joined([tensor for _, tensor in found])
+            merged[name] = _joined(name, [tensor for _, tensor in found])
     return merged
 
 
@@ -65,7 +65,14 @@ def _token_rows(samples: Sequence[EncodedSample], name: str, *, packed: bool, pa
     return torch.stack([F.pad(row, (longest - len(row), 0) if pad_left else (0, longest - len(row))) for row in rows])
 
 
-def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+def _joined(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
+    if name == "pixel_values_videos" and tensors[0].ndim == 5 and len({tensor.shape[1] for tensor in tensors}) > 1:
+        # Frames of zeros would be features without a placeholder.
+        counts = sorted({tensor.shape[1] for tensor in tensors})
+        raise DataError(
+            f"videos of {counts[0]} and {counts[-1]} frames cannot share a batch of this model",
+            fix=f"--max_frames {counts[0]}, or --per_device_train_batch_size 1",
+        )
     shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     padded: list[torch.Tensor] = []
     for tensor in tensors:

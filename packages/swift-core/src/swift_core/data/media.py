@@ -141,7 +141,9 @@ class MediaLoader:
         try:
             found = next((place for place in places if place.is_file()), None)
         except (OSError, ValueError) as error:  # a name that is too long, or holds a null character
-            raise DataError(f"{describe(text)} is not a path ({getattr(error, 'strerror', None) or error})", location=origin or None, fix=_FIX) from error
+            raise DataError(
+                f"{describe(text)} is not a path ({getattr(error, 'strerror', None) or error})", location=origin or None, fix=_FIX
+            ) from error
         if found is None:
             where = "" if path.is_absolute() else f" in {' or '.join(str(place.parent) for place in places)}"
             raise DataError(
@@ -368,7 +370,8 @@ def resampled(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
 
     Args:
         samples: `[samples]`.
-        rate, target: samples per second, now and wanted.
+        rate: samples per second now.
+        target: samples per second wanted.
     """
     if rate == target:
         return samples.astype(np.float32)

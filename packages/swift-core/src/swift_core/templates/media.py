@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -228,19 +229,15 @@ class ProcessorTemplate(ChatTemplate):
         _, weighted = widen(marked.text, [(start, stop) for start, stop, _ in marked.weights], replacements)
         weights = tuple((start, stop, part[2]) for (start, stop), part in zip(weighted, marked.weights, strict=True))
         encoded = super().tokenize([replace(marked, text=text, spans=spans, weights=weights)])[0]
-        before = _offset(encoded.input_ids, ids)
-        after = len(ids) - before - len(encoded.input_ids)
-        if encoded.input_ids != ids[max(before, 0) : max(before, 0) + len(encoded.input_ids)] and before >= 0:
-            raise TemplateError("the processor's tokens are not those of its own text", fix="report the model; its processor is unusual")
         inputs = self._tensors(output, len(ids))
-        if before >= 0:
-            encoded.input_ids = ids
-            encoded.labels = [*[IGNORED] * before, *encoded.labels, *[IGNORED] * after]
-            if encoded.loss_scale is not None:
-                encoded.loss_scale = [*[0.0] * before, *encoded.loss_scale, *[0.0] * after]
-        else:  # joined texts are framed with bos and eos tokens that the processor did not put there
+        missing = len(ids) - len(encoded.input_ids)
+        if missing >= 0:  # the processor let the tokenizer add its bos token
+            before = _place(encoded.input_ids, ids)
+            encoded = _framed(encoded, ids, before)
+        else:  # joined texts have a bos and an eos token around them that the processor did not put there
+            before = _place(ids, encoded.input_ids)
             for name in self.token_inputs:
-                inputs[name] = torch.nn.functional.pad(inputs[name], (-before, len(encoded.input_ids) - len(ids) + before))
+                inputs[name] = torch.nn.functional.pad(inputs[name], (before, -missing - before))
         encoded.labels = [
             IGNORED if id_ in self.placeholder_ids else label for id_, label in zip(encoded.input_ids, encoded.labels, strict=True)
         ]
@@ -257,10 +254,7 @@ class ProcessorTemplate(ChatTemplate):
         """Return a sample of text alone as the processor would make it."""
         bos = self._missing_bos(text)
         if bos:
-            sample.input_ids = [*bos, *sample.input_ids]
-            sample.labels = [*[IGNORED] * len(bos), *sample.labels]
-            if sample.loss_scale is not None:
-                sample.loss_scale = [*[0.0] * len(bos), *sample.loss_scale]
+            sample = _framed(sample, [*bos, *sample.input_ids], len(bos))
         if self.token_inputs:
             sample.model_inputs = {name: torch.zeros(len(sample.input_ids), dtype=torch.long) for name in self.token_inputs}
         return sample
@@ -454,7 +448,7 @@ def read_replacements(text: str, ids: Sequence[int], tokenizer: Any, placeholder
     found = list(pattern.finditer(text))
     if not found:
         return []
-    between = [text[one.end() : other.start()] for one, other in zip(found, found[1:], strict=False)]
+    between = [text[one.end() : other.start()] for one, other in pairwise(found)]
     tail = text[found[-1].end() :]
     start = whole.find(text[: found[0].start()])
     position = start + found[0].start()
@@ -489,11 +483,24 @@ def _placeholder_ids(processor: Any, tokenizer: PreTrainedTokenizerBase, placeho
     return frozenset(id_ for id_ in found if isinstance(id_, int) and id_ != tokenizer.unk_token_id)
 
 
-def _offset(part: Sequence[int], whole: Sequence[int]) -> int:
-    """Return where one row of tokens begins in the other; negative where the first is the longer one."""
-    if len(part) <= len(whole):
-        return next((at for at in range(len(whole) - len(part) + 1) if list(whole[at : at + len(part)]) == list(part)), 0)
-    return -_offset(whole, part)
+def _place(part: Sequence[int], whole: Sequence[int]) -> int:
+    """Return where one row of tokens begins in a longer one, which has a few special tokens around it."""
+    for start in range(len(whole) - len(part) + 1):
+        if list(whole[start : start + len(part)]) == list(part):
+            return start
+    raise TemplateError("the processor's tokens are not those of its own text", fix="report the model; its processor is unusual")
+
+
+def _framed(sample: EncodedSample, ids: list[int], before: int) -> EncodedSample:
+    """Return a sample inside a longer row of tokens, of which the further ones are not trained."""
+    after = len(ids) - before - len(sample.input_ids)
+    scale = sample.loss_scale
+    return replace(
+        sample,
+        input_ids=ids,
+        labels=[*[IGNORED] * before, *sample.labels, *[IGNORED] * after],
+        loss_scale=None if scale is None else [*[0.0] * before, *scale, *[0.0] * after],
+    )
 
 
 def _row(value: Any) -> list[int]:
