@@ -48,7 +48,14 @@ def samples() -> list[EncodedSample]:
     return made
 
 
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
 CONFIGS = {
     "qwen3": Qwen3Config(**SMALL, head_dim=8),
     "mistral-window": MistralConfig(**SMALL, sliding_window=4),

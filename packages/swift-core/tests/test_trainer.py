@@ -58,13 +58,36 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 8), (2, 4), (4, 2), (8, 1)])
-def test_the_split_of_a_step_does_not_matter(folder: Path, tmp_path: Path, batch: int, accumulation: int) -> None:
+@pytest.mark.parametrize("layout", [{"padding_free": False}, {"padding_free": True}, {"per_device_token_budget": 20}])
+def test_the_split_of_a_step_does_not_matter(folder: Path, tmp_path: Path, batch: int, accumulation: int, layout: dict[str, Any]) -> None:
     """20 samples in steps of 8 leave a last step of 4: it must count as 4, not as 8."""
     reference = trainer(folder, tmp_path / "a", per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    other = trainer(folder, tmp_path / "b", per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+    other = trainer(folder, tmp_path / "b", per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **layout)
     reference.train()
     other.train()
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"packing": True}, "the packs have no length"),
+        ({"packing_length": 8}, "does nothing without packing"),
+        ({"packing": True, "packing_length": 8, "padding_free": False}, "lays samples out one by one"),
+        ({"per_device_token_budget": 8, "padding_free": False}, "pads its batches"),
+    ],
+)
+def test_layouts_that_do_not_go_together(folder: Path, tmp_path: Path, settings: dict[str, Any], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        trainer(folder, tmp_path, **settings)
+
+
+def test_packs_take_the_place_of_samples(folder: Path, tmp_path: Path) -> None:
+    run = trainer(folder, tmp_path, packing=True, packing_length=32, max_steps=-1, num_train_epochs=1)
+    assert run.packs is not None and len(run.packs) < 10
+    assert run.total_steps == -(-len(run.packs) // 4)
+    assert run.train().metrics["tokens_per_second"] > 0
+    assert sum(line["loss"] for line in read_log(tmp_path)) > 0
 
 
 def test_loss_is_the_mean_over_trained_tokens(folder: Path, tmp_path: Path) -> None:
@@ -81,7 +104,17 @@ def test_loss_is_the_mean_over_trained_tokens(folder: Path, tmp_path: Path) -> N
     assert losses(tmp_path)[0] == pytest.approx(total / tokens, rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"group_by_length": True}, {"dataloader_num_workers": 2}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"group_by_length": True},
+        {"dataloader_num_workers": 2},
+        {"gradient_checkpointing": True},
+        {"packing": True, "packing_length": 24},
+        {"padding_free": False},
+    ],
+)
 def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     common = {"save_strategy": "steps", "save_steps": 4, "max_steps": 9, "dropout": 0.2, "logging_steps": 3, **settings}
     whole = trainer(folder, tmp_path / "whole", **common).train()

@@ -10,14 +10,15 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 
-from swift_core.batching.encode import EncodeReport, encode_samples
+from swift_core.batching.cache import DataPlan
+from swift_core.batching.encode import EncodeReport
+from swift_core.batching.stream import EncodedStream
 from swift_core.config.training import SftConfig
 from swift_core.data.report import RowReport, write_rejected
-from swift_core.data.sources import load_datasets
 from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_dtype, resolve_model_folder
-from swift_core.protocols import EncodedSample, Sample, Tuner
-from swift_core.templates.chat import ChatTemplate, build_template
+from swift_core.protocols import EncodedSample, Tuner
 from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.templates.chat import ChatTemplate, build_template
 from swift_core.train.parallel import make_world, training_device
 from swift_core.train.trainer import Trainer, TrainOutput
 from swift_core.train.tuning import load_tuner
@@ -34,17 +35,17 @@ class Prepared:
         max_length: limit of a sample in tokens, or None.
         train, val: encoded samples.
         rows: what reading found.
-        encoded: what encoding found, for training and evaluation samples.
+        encoded: what encoding found, for training and evaluation samples; None where they are encoded while training.
     """
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate
     max_length: int | None
-    train: list[EncodedSample]
-    val: list[EncodedSample]
+    train: Sequence[EncodedSample] | EncodedStream
+    val: Sequence[EncodedSample]
     rows: RowReport
-    encoded: tuple[EncodeReport, EncodeReport | None]
+    encoded: tuple[EncodeReport | None, EncodeReport | None]
 
 
 def prepare(config: SftConfig) -> Prepared:
@@ -55,22 +56,16 @@ def prepare(config: SftConfig) -> Prepared:
         DataError: for bad rows, or when nothing is left to train on.
     """
     # Data first: a typing error in a row is found before gigabytes are fetched.
-    data = load_datasets(config.data, config.loading)
+    data = DataPlan(config.data, config.loading, config.encoding, config.launch.external_plugins)
     folder = resolve_model_folder(config.loading)
     tokenizer = load_tokenizer(folder, trust_remote_code=config.loading.trust_remote_code)
     template = build_template(tokenizer, config.chat)
     model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.loading.trust_remote_code, local_files_only=True)
     max_length = config.chat.max_length or max_model_length(model_config, tokenizer)
-    train, train_report = _encode(data.train, template, config, max_length)
-    val, val_report = _encode(data.val, template, config, max_length) if data.val else ([], None)
-    return Prepared(folder, tokenizer, template, max_length, train, val, data.report, (train_report, val_report))
-
-
-def _encode(
-    samples: Sequence[Sample], template: ChatTemplate, config: SftConfig, max_length: int | None
-) -> tuple[list[EncodedSample], EncodeReport]:
-    policy = "fail" if config.data.on_bad_row == "fail" else "skip"
-    return encode_samples(samples, template, config.chat, max_length=max_length, on_bad_row=policy)
+    found = data.encode(template, config.chat, max_length=max_length)
+    return Prepared(
+        folder, tokenizer, template, max_length, found.train, found.val, found.rows, (found.train_report, found.val_report)
+    )
 
 
 def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
@@ -116,7 +111,9 @@ def train(config: SftConfig) -> TrainOutput:
 
 
 def _data_lines(prepared: Prepared) -> list[str]:
-    lines = ["data:", *indented(prepared.rows.summary()), *indented(prepared.encoded[0].summary())]
+    lines = ["data:", *indented(prepared.rows.summary())]
+    if prepared.encoded[0] is not None:
+        lines += indented(prepared.encoded[0].summary())
     if prepared.encoded[1] is not None:
         lines += ["evaluation data:", *indented(prepared.encoded[1].summary())]
     return lines

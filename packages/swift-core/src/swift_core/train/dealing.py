@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
+from swift_core.batching.feed import Stream, StreamFeed
 from swift_core.batching.packing import best_fit
 from swift_core.batching.plan import PlanShape
 from swift_core.config.training import SftConfig, TrainingConfig
@@ -30,10 +32,53 @@ def make_packs(args: TrainingConfig, task: Task, samples: Sequence[EncodedSample
     if not task.packs:
         why = "--padding_free false" if training.padding_free is False else "this task"
         raise ConfigError([Problem("--packing", f"{why} lays samples out one by one", "remove one of them")])
+    return best_fit([task.length(sample) for sample in samples], require_pack_length(args))
+
+
+def count_units(args: TrainingConfig, samples: Sequence[EncodedSample] | Stream, packs: Sequence[Sequence[int]] | None) -> int:
+    """Return the samples or packs of the data set; a stream counts as one epoch of `--max_steps`.
+
+    Raises:
+        ConfigError: when a stream has no last step.
+    """
+    if packs is not None:
+        return len(packs)
+    if isinstance(samples, Sequence):
+        return len(samples)
+    if args.training.max_steps <= 0:
+        raise ConfigError([Problem("--streaming", "a stream has no end", "add --max_steps 1000")])
+    per_device = args.training.per_device_train_batch_size * (args.training.gradient_accumulation_steps or 1)
+    return args.training.max_steps * per_device * int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def make_feed(args: TrainingConfig, task: Task, stream: Stream, shape: PlanShape) -> StreamFeed:
+    """Return what draws the samples of each step from a stream.
+
+    Raises:
+        ConfigError: when a setting needs the whole data set.
+    """
+    problems: list[Problem] = []
+    if args.training.group_by_length:
+        problems.append(Problem("--group_by_length", "a stream cannot be sorted", "remove it"))
+    if args.training.dataloader_num_workers:
+        problems.append(Problem("--dataloader_num_workers", "a stream is read by the training process", "remove it"))
+    if args.training.packing and not task.packs:
+        problems.append(Problem("--packing", "this run lays samples out one by one", "remove it"))
+    if problems:
+        raise ConfigError(problems)
+    return StreamFeed(stream, shape, capacity=require_pack_length(args) if args.training.packing else None)
+
+
+def require_pack_length(args: TrainingConfig) -> int:
+    """Return the tokens of a pack.
+
+    Raises:
+        ConfigError: when neither `--packing_length` nor `--max_length` says it.
+    """
     capacity = _pack_length(args)
     if capacity is None:
         raise ConfigError([Problem("--packing", "the packs have no length", "add --packing_length 4096, or --max_length")])
-    return best_fit([task.length(sample) for sample in samples], capacity)
+    return capacity
 
 
 def _pack_length(args: TrainingConfig) -> int | None:

@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 
+from swift_core.batching.feed import Stream
 from swift_core.batching.loader import StepBatches, eval_batches, train_steps
 from swift_core.config.load import ARGS_FILE
 from swift_core.config.training import TrainingConfig
@@ -24,7 +25,7 @@ from swift_core.protocols import EncodedSample, Tuner
 from swift_core.scoring.attention import checkpoint_contexts
 from swift_core.train.callbacks import Callbacks, load_callbacks
 from swift_core.train.checkpoint import clean, rotate, write_checkpoint
-from swift_core.train.dealing import make_packs, make_shape
+from swift_core.train.dealing import count_units, make_feed, make_packs, make_shape
 from swift_core.train.module import LossModule
 from swift_core.train.optim import make_optimizer, make_scheduler
 from swift_core.train.parallel import World, make_world
@@ -46,6 +47,7 @@ from swift_core.train.task import CausalLm, Task
 from swift_core.train.tuning import saver_for
 
 PROGRESS = "progress.json"
+STREAM = "stream.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Trainer:
     Args:
         model: the model, prepared by a tuner or trainable as it is.
         args: settings; `Seq2SeqTrainingArguments(...)` or a command's config.
-        train_dataset: samples with `input_ids` and `labels`.
+        train_dataset: samples with `input_ids` and `labels`, or a stream of them.
         eval_dataset: samples to evaluate on.
         tokenizer: saved with every checkpoint.
         tuner: knows how to save and restore the trained part; found from the model when not given.
@@ -89,7 +91,7 @@ class Trainer:
         self,
         model: nn.Module,
         args: TrainingConfig,
-        train_dataset: Sequence[EncodedSample],
+        train_dataset: Sequence[EncodedSample] | Stream,
         eval_dataset: Sequence[EncodedSample] | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -98,7 +100,7 @@ class Trainer:
         world: World | None = None,
         task: Task | None = None,
     ) -> None:
-        if not train_dataset:
+        if isinstance(train_dataset, Sequence) and not train_dataset:
             raise DataError("there are no samples to train on", fix="check --dataset and --max_length")
         self.args = args
         self.model = model
@@ -108,8 +110,9 @@ class Trainer:
         self.world = world or make_world(args.launch, bf16=bool(args.training.bf16))
         self.tuner = tuner or saver_for(model)
         self.task: Task = task or CausalLm(packs=args.training.padding_free is not False)
-        self.packs = make_packs(args, self.task, train_dataset)
-        self.shape = make_shape(args, self.task, self.world, len(train_dataset) if self.packs is None else len(self.packs))
+        self.packs = make_packs(args, self.task, train_dataset) if isinstance(train_dataset, Sequence) else None
+        self.shape = make_shape(args, self.task, self.world, count_units(args, train_dataset, self.packs))
+        self.feed = None if isinstance(train_dataset, Sequence) else make_feed(args, self.task, train_dataset, self.shape)
         epochs = args.training.num_train_epochs
         self.total_steps = args.training.max_steps if args.training.max_steps > 0 else math.ceil(epochs * self.shape.steps_per_epoch - 1e-9)
         if args.optimization.learning_rate is None:
@@ -205,21 +208,7 @@ class Trainer:
         if training.eval_on_start and self.state.global_step == 0:
             self._evaluate_and_log()
         self.module.train()
-        steps = train_steps(
-            self.train_dataset,
-            self.shape,
-            rank=self.world.rank,
-            start=self.state.global_step,
-            stop=self.total_steps,
-            pad_token_id=self._pad_token_id(),
-            num_workers=training.dataloader_num_workers,
-            pin_memory=self.world.device.type == "cuda",
-            make_batch=self.task.collate,
-            weigh=self.task.weight,
-            measure=self.task.length,
-            packs=self.packs,
-        )
-        for batches in steps:
+        for batches in self._batches():
             if self.state.global_step % self.shape.steps_per_epoch == 0:
                 self.callbacks.call("on_epoch_begin")
             self.callbacks.call("on_step_begin")
@@ -234,6 +223,27 @@ class Trainer:
                 self._evaluate_and_log()
             self._save()
         self.callbacks.call("on_train_end")
+
+    def _batches(self) -> Iterator[StepBatches]:
+        common: dict[str, Any] = {
+            "rank": self.world.rank,
+            "start": self.state.global_step,
+            "stop": self.total_steps,
+            "pad_token_id": self._pad_token_id(),
+            "make_batch": self.task.collate,
+            "weigh": self.task.weight,
+            "measure": self.task.length,
+        }
+        if self.feed is not None:
+            return self.feed.steps(**common)
+        return train_steps(
+            cast(Sequence[EncodedSample], self.train_dataset),
+            self.shape,
+            num_workers=self.args.training.dataloader_num_workers,
+            pin_memory=self.world.device.type == "cuda",
+            packs=self.packs,
+            **common,
+        )
 
     def _step(self, batches: StepBatches, signals: StopSignals) -> tuple[float, int]:
         """Do one optimizer step; returns the gradient norm and the stop signal that any rank has received."""
@@ -415,6 +425,8 @@ class Trainer:
             return
         save_optimization(folder, self.optimizer, self.scheduler)
         (folder / PROGRESS).write_text(json.dumps({**self.progress.saved(), "world_size": self.world.size}), encoding="utf-8")
+        if self.feed is not None:
+            (folder / STREAM).write_text(json.dumps(self.feed.state_dict()), encoding="utf-8")
         for rank, state in enumerate(generators):
             torch.save(state, folder / rng_file(rank))
 
@@ -449,6 +461,8 @@ class Trainer:
                 f"{folder} was saved by {ranks} process(es), and there are {self.world.size} now: the order of the samples would differ",
                 fix=f"start with NPROC_PER_NODE={ranks}, or start a new run from its weights with --adapters",
             )
+        if self.feed is not None:
+            self.feed.load_state_dict(json.loads((folder / STREAM).read_text(encoding="utf-8")))
         restore_rng(load_tensors(folder / rng_file(self.world.rank)))
 
     def _step_of_last_checkpoint(self) -> int:
