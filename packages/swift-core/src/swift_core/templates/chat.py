@@ -30,7 +30,7 @@ from swift_core.templates.mask import (
 )
 from swift_core.templates.rendering import Renderer, without_marks
 from swift_core.templates.thinking import ThinkingFacts, ThinkingPolicy, probe_thinking
-from swift_core.templates.tools import with_tool_turns
+from swift_core.templates.tools import CallForm, probe_calls, with_tool_turns
 
 Tools = list[dict[str, Any]]
 
@@ -126,9 +126,10 @@ class ChatTemplate:
         eos: Any = tokenizer.eos_token
         self._facts = self._probe_thinking()
         self._turn_end = self._probe(tuple(stop_words), eos) if use_chat_template else TurnEnd((eos,) if eos else ())
+        self._call_form = self._probe_calls()
         self._for_row({})
         calls_end = [agent.ending] if agent is not None and raw_results and agent.ending else []
-        words = [*self._turn_end.words, *stop_words, *calls_end, *([eos] if eos else [])]
+        words = [*self._turn_end.words, *stop_words, *calls_end, *self._call_words(), *([eos] if eos else [])]
         vocabulary = tokenizer.get_vocab()
         self.stop_words: list[str] = list(dict.fromkeys(words))
         self.stop_token_ids: list[int] = [vocabulary[word] for word in self.stop_words if word in vocabulary]
@@ -147,6 +148,17 @@ class ChatTemplate:
             eos_token=eos,
             bos_token=bos,
         )
+
+    def _probe_calls(self) -> CallForm:
+        renderer = self._renderer
+        if renderer is None or self.agent is not None or not renderer.mentions("tool_calls", None):
+            return CallForm()
+        return probe_calls(lambda messages: renderer.text(messages, None, generation_prompt=False))
+
+    def _call_words(self) -> list[str]:
+        """Return the special token that ends a turn with calls, in a list; empty when there is none."""
+        ends = [token.content for token in self.tokenizer.added_tokens_decoder.values() if self._call_form.end.endswith(token.content)]
+        return [max(ends, key=len)] if ends else []
 
     def _probe_thinking(self) -> ThinkingFacts:
         renderer = self._renderer
@@ -210,6 +222,7 @@ class ChatTemplate:
             messages, tools = with_agent_turns(self.agent, messages, tools, default_system=self._default_system, raw_results=raw), None
         else:
             _check_tool_calls(self._renderer, messages, tools, raw_results=self._raw_results)
+            messages = self._call_form.shaped(messages)
         return self._facts.prepared(messages, policy), tools
 
     def _text(

@@ -72,18 +72,24 @@ def probe_turn_end(render: Render, *, markers: Iterable[str], eos_token: str | N
     words = [word for word in markers if word.strip() and (word != bos_token or word == eos_token)]
     turns: list[Message] = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     further: Message = {"role": "user", "content": _FURTHER}
-    last = _word_after_answer(render(turns, False), words)
+    last = _word_after_answer(render(turns, False), words, run=True)
     # A format may hold one question only.
-    inner = _word_after_answer((_try(render, [*turns, further], False) or "").split(_FURTHER)[0], words)
+    inner = _word_after_answer((_try(render, [*turns, further], False) or "").split(_FURTHER)[0], [*words, *([last] if last else [])])
     found = tuple(dict.fromkeys(word for word in (last, inner) if word))
     missing = "" if last else (inner or eos_token or "")
     return TurnEnd(found or ((eos_token,) if eos_token else ()), missing)
 
 
-def _word_after_answer(text: str, words: Sequence[str]) -> str | None:
+def _word_after_answer(text: str, words: Sequence[str], *, run: bool = False) -> str | None:
+    """Return the word after the answer; with `run` together with those that follow it at once."""
     _, answer, tail = text.rpartition(_ANSWER)
     match = _any_of(words).match(tail) if answer and words else None
-    return match.group(1) if match else None
+    if match is None:
+        return None
+    end = match.end()
+    while run and (more := _any_of(words).match(tail, end)) and more.start(1) == end:
+        end = more.end()
+    return tail[match.start(1) : end]
 
 
 @dataclass(frozen=True, slots=True)

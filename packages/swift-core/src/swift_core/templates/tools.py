@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 from swift_core.errors import TemplateError
 from swift_core.protocols import Message
@@ -67,3 +68,54 @@ def _parsed(text: Any, index: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise TemplateError(f"message {index + 1}: the tool call is not JSON ({error})", fix=_FIX) from error
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """How one chat template wants messages with calls.
+
+    Attributes:
+        bare: content of a message that holds calls only.
+        as_text: arguments are JSON text rather than objects.
+        end: text that a turn with calls ends with in this template.
+    """
+
+    bare: str | None = ""
+    as_text: bool = False
+    end: str = ""
+
+    def shaped(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return the messages with their calls in this form."""
+        if self.bare == "" and not self.as_text:
+            return messages
+        return [self._shaped(message) if message.get("tool_calls") else message for message in messages]
+
+    def _shaped(self, message: Message) -> Message:
+        calls = [_as_text(call) for call in message.get("tool_calls", [])] if self.as_text else message.get("tool_calls", [])
+        return cast(Message, {**message, "content": message["content"] or self.bare, "tool_calls": calls})
+
+
+def _as_text(call: dict[str, Any]) -> dict[str, Any]:
+    function: dict[str, Any] = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+_NAME, _KEY = "swiftprobefunction", "swiftprobeargument"
+
+
+def probe_calls(draw: Callable[[Sequence[Message]], str]) -> CallForm:
+    """Find out in which form a template shows calls, by rendering a small conversation in each.
+
+    Args:
+        draw: renders messages; raises TemplateError when the template refuses them.
+    """
+    call = {"type": "function", "id": "call00000", "function": {"name": _NAME, "arguments": {_KEY: 1}}}
+    for form in (CallForm(), CallForm(as_text=True), CallForm(bare=None), CallForm(bare=None, as_text=True)):
+        turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        try:
+            text = draw(form.shaped(turns))
+        except TemplateError:
+            continue
+        if _NAME in text and _KEY in text:
+            return CallForm(form.bare, form.as_text, text.rpartition(_KEY)[2].rstrip())
+    return CallForm()

@@ -1,0 +1,182 @@
+"""Official chat templates: our token ids are those of transformers, and the mask is what the assistant has to write.
+
+The templates are those that the `trl` package carries; without it there is nothing to compare with.
+"""
+
+import re
+from collections import Counter
+from functools import cache, partial
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+from swift_core.errors import TemplateError
+from swift_core.protocols import Sample
+from swift_core.templates.chat import ChatTemplate
+from swift_core.templates.media import PartsRenderer
+from swift_core.templates.rendering import Renderer
+from swift_core.templates.thinking import ThinkingPolicy
+from swift_core.testing.tiny import make_tiny_tokenizer
+
+
+def official() -> dict[str, Path]:
+    """Return the official templates, those that TRL changed for training left out."""
+    spec = find_spec("trl")
+    folder = Path(spec.origin).parent / "chat_templates" if spec and spec.origin else None
+    files = sorted(folder.glob("*.jinja")) if folder else []
+    return {file.stem: file for file in files if not file.stem.endswith("_training")}
+
+
+OFFICIAL = official()
+pytestmark = pytest.mark.skipif(not OFFICIAL, reason="trl is not installed")
+# Their contents are lists of typed parts.
+TAKE_PARTS = ("idefics3", "llava_next", "smolvlm")
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Add numbers",
+            "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "one"}}, "required": ["a"]},
+        },
+    }
+]
+LITERAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|</?[a-z_]{1,24}>|<\|?[a-z_]{1,24}\|?>|\[/?[A-Z_]{2,24}\]")
+USER: Any = [{"role": "user", "content": "What is it?"}, {"role": "user", "content": "And then?"}]
+ANSWERS = ["Answer alpha.", "Answer omega."]
+THOUGHTS = ["thought alpha", "thought omega"]
+
+
+@cache
+def tokenizer_of(name: str) -> Any:
+    """Return a tiny tokenizer that knows the special tokens of a template."""
+    source = OFFICIAL[name].read_text(encoding="utf-8")
+    made: Any = make_tiny_tokenizer()
+    made.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    made.add_special_tokens({"additional_special_tokens": sorted(set(LITERAL.findall(source)) - {"<s>", "</s>", "<think>", "</think>"})})
+    made.chat_template = source
+    return made
+
+
+def answer(number: int, thought: str) -> dict[str, Any]:
+    if thought == "inline":
+        return {"role": "assistant", "content": f"<think>\n{THOUGHTS[number]}\n</think>\n\n{ANSWERS[number]}"}
+    if thought == "field":
+        return {"role": "assistant", "content": ANSWERS[number], "reasoning_content": THOUGHTS[number]}
+    return {"role": "assistant", "content": ANSWERS[number]}
+
+
+def conversation(system: bool, shape: str, thought: str) -> list[Any]:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = {
+        "one": [USER[0], answer(0, thought)],
+        "two": [USER[0], answer(0, thought), USER[1], answer(1, thought)],
+        "call": [USER[0], {"role": "assistant", "content": "", "tool_calls": [call]}],
+        "tool": [
+            USER[0],
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "name": "add", "content": "Result two"},
+            answer(1, thought),
+        ],
+    }[shape]
+    return [{"role": "system", "content": "Be brief."}, *turns] if system else turns
+
+
+GRID = list(product((False, True), (False, True), ("one", "two", "call", "tool"), ("none", "inline", "field"), (None, True, False)))
+
+
+def expected(tokenizer, messages, tools, **more):
+    """Return what transformers makes of a conversation, or None where the template refuses it."""
+    try:
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, return_dict=False, **more)
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        return None
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_ids_and_mask_of_official_templates(name, record_property):
+    tokenizer = tokenizer_of(name)
+    counts: Counter[str] = Counter()
+    for system, with_tools, shape, thought, enable in GRID:
+        tools = TOOLS if with_tools else None
+        messages = conversation(system, shape, thought)
+        try:
+            template = made(name, enable)
+        except TemplateError:
+            counts["no switch"] += 1
+            continue
+        facts = template._facts
+        variables = facts.variables(template.thinking)
+        theirs = template._call_form.shaped(as_they_take_it(messages, facts.field, thought))
+        if name in TAKE_PARTS:
+            theirs = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in theirs]
+        ids = expected(tokenizer, theirs, tools, **variables)
+        try:
+            marked = template.mark(Sample(messages, tools=tools))
+            encoded = template.tokenize([marked])[0]
+        except TemplateError as error:
+            if ids is None or ("cannot render" in str(error) and shape in ("call", "tool")):
+                counts["refused"] += 1
+                continue
+            raise
+        where = (name, system, with_tools, shape, thought, enable)
+        assert ids is not None, where
+        assert encoded.input_ids[: len(ids)] == ids, where
+        # Where a template ends the last answer with nothing, its end is added.
+        assert len(encoded.input_ids) <= len(ids) + 1, where
+        prompt = expected(tokenizer, theirs[:-1], tools, add_generation_prompt=True, **variables)
+        assert prompt is None or template.encode_prompt(messages[:-1], tools) == prompt, where
+        check_mask(template, marked, messages, tools, where)
+        counts["passed"] += 1
+    record_property("cells", dict(counts))
+    print(name, dict(counts))
+    assert counts["passed"] >= 12
+
+
+@cache
+def made(name, enable):
+    renderer = partial(PartsRenderer, placeholders={}) if name in TAKE_PARTS else Renderer
+    return ChatTemplate(tokenizer_of(name), thinking=ThinkingPolicy(enable=enable, ignore_empty=False), make_renderer=renderer)
+
+
+def as_they_take_it(messages, field, thought):
+    if thought == "field" and field != "reasoning_content":
+        return [inlined(message, field) for message in messages]
+    if thought == "inline" and field == "thinking":
+        return [inlined(message, field) for message in messages]
+    return messages
+
+
+def inlined(message, field):
+    number = next((number for number, text in enumerate(ANSWERS) if text in message["content"]), None)
+    if message["role"] != "assistant" or number is None:
+        return message
+    if field == "thinking":
+        return {"role": "assistant", "content": ANSWERS[number], "thinking": THOUGHTS[number]}
+    return answer(number, "inline")
+
+
+def check_mask(template, marked, messages, tools, where):
+    """Assert that the answers and the tokens that end them are trained, and nothing else."""
+    text = marked.text
+    trained = [text[start:stop] for start, stop in marked.spans]
+    joined = "".join(trained)
+    for foreign in ("What is it?", "And then?", "Be brief.", "Result two", "Add numbers"):
+        assert foreign not in joined, where
+    visible = [number for number, words in enumerate(ANSWERS) if any(words in str(message["content"]) for message in messages)]
+    last = visible[-1] if visible else None
+    if last is not None and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+        assert ANSWERS[last] in trained[-1], where
+    if messages[-1].get("tool_calls"):
+        assert "add" in trained[-1], where
+    start, stop = marked.spans[-1]
+    # What the model is given, then what it writes, then nothing but white space (or the header of the turn that must follow).
+    prompt = template.render(messages[:-1], tools, add_generation_prompt=True)
+    if text.startswith(prompt):
+        assert start == len(prompt), (where, text[start : len(prompt)] or text[len(prompt) : start])
+    assert text[stop:].strip() in ("", "</s>"), (where, text[stop:])
+    end = trained[-1].rstrip()
+    assert any(end.endswith(word) for word in template.stop_words), (where, end[-30:])
