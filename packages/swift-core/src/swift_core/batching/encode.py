@@ -202,13 +202,15 @@ class Encoder:
         limit, length = self.max_length, len(sample)
         if limit is None or length <= limit:
             return [sample]
-        if self.strategy == "split":
-            pieces = [_cut(sample, start, start + limit) for start in range(0, length, limit)]
-            report.split += 1
-            report.pieces += len(pieces)
-            return pieces
-        start = {"left": length - limit, "right": 0}.get(self.strategy)
         cut = self.template.cut if isinstance(self.template, CutsMedia) and sample.model_inputs else _cut
+        if self.strategy == "split":
+            pieces = [cut(sample, start, min(start + limit, length)) for start in range(0, length, limit)]
+            whole = [piece for piece in pieces if piece is not None]
+            report.split += bool(whole)
+            report.too_long += not whole
+            report.pieces += len(whole)
+            return whole
+        start = {"left": length - limit, "right": 0}.get(self.strategy)
         piece = None if start is None else cut(sample, start, start + limit)
         if piece is None:  # to be deleted, or media and their places in the text would part
             report.too_long += 1

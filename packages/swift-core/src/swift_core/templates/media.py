@@ -279,14 +279,23 @@ class ProcessorTemplate(ChatTemplate):
 
     # --- inference ---
 
-    def encode_prompt(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
+    def encode_prompt(
+        self, messages: Sequence[Message], tools: Tools | None = None, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Return the token ids after which the model writes the next assistant turn, for a conversation without media.
+
+        Args:
+            messages: the conversation so far.
+            tools: function schemas offered to the model.
+            variables: switches of thinking and of the chat template for this prompt alone.
 
         Raises:
             TemplateError: when the chat template refuses the messages.
         """
-        ids = super().encode_prompt(messages, tools)
-        return [*self._missing_bos(self.render(messages, tools, add_generation_prompt=True)), *ids]
+        text = self.render(messages, tools, add_generation_prompt=True, variables=variables)
+        self._check_counts(text, {})
+        bos = self._missing_bos(text) if self.use_chat_template else self._bos
+        return [*bos, *self._ids(text)]
 
     def encode_media_prompt(self, sample: Sample) -> EncodedSample:
         """Return token ids and tensors after which the model writes the next assistant turn; no token is trained.
@@ -295,13 +304,11 @@ class ProcessorTemplate(ChatTemplate):
             TemplateError: when messages or media do not suit the model.
             DataError: when a medium cannot be read.
         """
-        slotted = self._slotted(sample)
-        text = self.render(slotted.messages, sample.tools, add_generation_prompt=True)
         if not sample.has_media:
-            self._check_counts(text, {})
-            ids = self.encode_prompt(sample.messages, sample.tools)
+            ids = self.encode_prompt(sample.messages, sample.tools, sample.chat_template_kwargs)
             inputs = {name: torch.zeros(len(ids), dtype=torch.long) for name in self.token_inputs}
             return EncodedSample(ids, [IGNORED] * len(ids), sample.origin, model_inputs=inputs or None)
+        text = self.render(self._slotted(sample).messages, sample.tools, add_generation_prompt=True, variables=sample.chat_template_kwargs)
         _, output = self._processed(text, sample)
         ids = _row(output["input_ids"])
         return EncodedSample(ids, [IGNORED] * len(ids), sample.origin, model_inputs=self._tensors(output, len(ids)))
