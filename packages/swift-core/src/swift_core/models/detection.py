@@ -12,6 +12,7 @@ The rules, in this order:
 4. A registered family that shares a class with others and has no such line comes after those of the table.
 5. A class that the table does not know makes a family of its own, called as `model_type` in `config.json`: the ending of the
    class says what it is for, `vision_config` and the like that it is multimodal, and the prompt format is the model's own.
+   So does a scoring head with several labels, or with a `problem_type`: reward models and rerankers give one bare score.
 
 Nothing here runs code from the folder or imports torch.
 """
@@ -109,6 +110,8 @@ def detect(config: Mapping[str, Any], *, files: FolderFacts | None = None, model
         family = known[named.model_type]
         return _detected(family, config, facts, (f"called like {named.name}",), template=named.template, needs=named.needs)
     candidates = [family for family in known.values() if (set(names) & set(family.architectures) if names else not family.architectures)]
+    if _classifies(names, config):
+        candidates = [family for family in candidates if family.kind not in ("reward", "reranker")]
     if len(candidates) == 1 and names:
         return _detected(candidates[0], config, facts, (f"architecture {names[0]}",))
     resolved = _resolve(candidates, config, facts)
@@ -242,6 +245,13 @@ def _unlisted(config: Mapping[str, Any], names: tuple[str, ...]) -> Family:
     kinds = {"embedding": "embedding", "reranker": "reranker", "reward": "reward", "prm": "reward"}
     kind = kinds.get(task) or ("mllm" if multimodal else "llm")
     return Family(str(config.get("model_type") or "unknown"), kind, task, multimodal, architectures=names)
+
+
+def _classifies(names: tuple[str, ...], config: Mapping[str, Any]) -> bool:
+    """Say whether a scoring head gives classes, or a number of a named kind: reward models and rerankers give one bare score."""
+    labels = cast(dict[str, Any], config.get("id2label") or {})
+    count = len(labels) or int(config.get("num_labels") or 2)
+    return any(name.endswith("ForSequenceClassification") for name in names) and (count != 1 or bool(config.get("problem_type")))
 
 
 def _task_of(names: tuple[str, ...], config: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ _VISION = re.compile(r"visual|vision|image_encoder|image_tower|img_processor|vid
 _AUDIO = re.compile(r"audio|speech|apm|sound|conformer|acoustic|semantic_tokenizer|codec_model")
 _ALIGNER = re.compile(
     r"(multi_modal|mm|vision|visual|image|audio|speech|modality)_?(language_)?(projector|projection|adapter|adaptor|connector|resampler|merger).*"
-    r"|(language|image_to_text)_projection|projector|mm_projector\w*|connector|aligner|resampler(_model)?|perceiver\w*|adapter|abstractor|qformer|merger(_list)?"
+    r"|(language|image_to_text)_projection|projector|mm_projector\w*|connector|aligner|resampler(_model)?|perceiver\w*|adapter|\w*abstractor|qformer|merger(_list)?"
     r"|embed_(vision|audio)|vision_embed|vision_proj|mlp1|mlp_AR|(vision|image)2text\w*|hr_compressor|pre_mm_projector\w*"
 )
 # Parts of a tower that already speak to the language model.
