@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -37,7 +37,7 @@ class Registry(Generic[S]):
         name: plural name, such as `tuners`.
         kind: spec class of the entries.
         packages: entry name -> package to install, for names known but not present.
-        table: yields the specs of a data file, so that large tables are read only when asked for.
+        table: `module:function` that yields the specs of a data file, called when a name is first asked for.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Registry(Generic[S]):
         kind: type[S],
         *,
         packages: dict[str, str] | None = None,
-        table: Callable[[], Iterable[S]] | None = None,
+        table: str | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -82,7 +82,7 @@ class Registry(Generic[S]):
         from swift_core.plugins import entry_specs
 
         if self._table is not None:
-            for spec in self._table():
+            for spec in import_target(self._table, needed_for=f"the table of {self.name}")():
                 self._specs.setdefault(spec.name, replace(spec, source=TABLE))
         for source, spec in entry_specs(self.name):
             self.register(spec, source=source)
@@ -168,30 +168,6 @@ def import_target(target: str, *, needed_for: str, install: str | None = None) -
     return value
 
 
-def _models() -> Iterable[ModelSpec]:
-    from swift_core.cards.models import read_models
-
-    return read_models()
-
-
-def _datasets() -> Iterable[DatasetSpec]:
-    from swift_core.cards.datasets import read_datasets
-
-    return read_datasets()
-
-
-def _templates() -> Iterable[TemplateSpec]:
-    from swift_core.cards.templates import read_templates
-
-    return read_templates()
-
-
-def _agents() -> Iterable[AgentSpec]:
-    from swift_core.cards.agents import read_agents
-
-    return read_agents()
-
-
 COMMANDS = Registry(
     "commands",
     CommandSpec,
@@ -204,10 +180,10 @@ COMMANDS = Registry(
         "web-ui": "swift-ui",
     },
 )
-MODELS = Registry("models", ModelSpec, table=_models)
-DATASETS = Registry("datasets", DatasetSpec, table=_datasets)
-TEMPLATES = Registry("templates", TemplateSpec, table=_templates)
-AGENT_TEMPLATES = Registry("agent_templates", AgentSpec, table=_agents)
+MODELS = Registry("models", ModelSpec, table="swift_core.cards.models:read_models")
+DATASETS = Registry("datasets", DatasetSpec, table="swift_core.cards.datasets:read_datasets")
+TEMPLATES = Registry("templates", TemplateSpec, table="swift_core.cards.templates:read_templates")
+AGENT_TEMPLATES = Registry("agent_templates", AgentSpec, table="swift_core.cards.agents:read_agents")
 TUNERS = Registry("tuners", TunerSpec, packages={"lora": "swift-tuners"})
 TASKS = Registry("tasks", TaskSpec)
 ENGINES = Registry(
