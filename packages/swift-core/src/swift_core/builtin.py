@@ -24,6 +24,13 @@ COMMANDS = (
         distributed=True,
     ),
     CommandSpec(
+        name="export",
+        summary="write a data set as token ids: `swift export --to_cached_dataset true`",
+        target="swift_core.cli.export:run",
+        config="swift_core.config.export:ExportConfig",
+        group="Export",
+    ),
+    CommandSpec(
         name="data",
         summary="look at data as training sees it: `swift data preview`",
         target="swift_core.cli.data:main",
