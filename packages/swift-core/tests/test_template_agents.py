@@ -1,6 +1,7 @@
 """Agent formats: tools, calls and results as text, and calls read back however the text is cut."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ WRITTEN: dict[str, list[tuple[str, str, list[tuple[str, Any]]]]] = {
         ("a < b and <tool> c", "a < b and <tool> c", []),
     ],
     "react_en": [
-        ("Thought: look\nAction: f\nAction Input: {\"a\": 1}\nObservation:", "Thought: look", [("f", {"a": 1})]),
+        ('Thought: look\nAction: f\nAction Input: {"a": 1}\nObservation:', "Thought: look", [("f", {"a": 1})]),
         ("Action: f\nAction Input: plain words", "", [("f", "plain words")]),
         ("Final Answer: 3", "Final Answer: 3", []),
     ],
@@ -60,7 +61,7 @@ WRITTEN: dict[str, list[tuple[str, str, list[tuple[str, Any]]]]] = {
     "glm4_5": [("Hm\n<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>", "Hm", [("f", {"a": 1})])],
     "deepseek_v3_1": [
         (
-            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"a\": 1}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"a": 1}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
             "",
             [("f", {"a": 1})],
         )
@@ -97,7 +98,7 @@ WRITTEN: dict[str, list[tuple[str, str, list[tuple[str, Any]]]]] = {
 def fed(agent, text, cuts):
     parser = agent.parser(TOOLS)
     borders = [0, *sorted(cuts), len(text)]
-    deltas = [delta for start, stop in zip(borders, borders[1:], strict=False) for delta in parser.feed(text[start:stop])]
+    deltas = [delta for start, stop in pairwise(borders) for delta in parser.feed(text[start:stop])]
     deltas += parser.finish()
     return "".join(delta.content for delta in deltas), [delta.call for delta in deltas if delta.call]
 
@@ -226,12 +227,18 @@ def test_named_formats_use_the_frames_of_their_families():
     def rendered(name):
         return build_template(make_tiny_tokenizer(), TemplateSection(template=name)).render(ROWS, TOOLS)
 
-    assert "<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\nsunny\nrain<|eot_id|><|start_header_id|>assistant" in rendered("llama3")
-    assert "<|observation|>\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\nrain\n</tool_response><|assistant|>\n" in rendered("glm4_5")
+    assert '<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\n"sunny"\n"rain"<|eot_id|><|start_header_id|>assistant' in rendered(
+        "llama3"
+    )
+    assert "<|observation|>\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\nrain\n</tool_response><|assistant|>\n" in rendered(
+        "glm4_5"
+    )
     assert "<｜tool▁output▁end｜>Sunny and rain." in rendered("deepseek_v3_1").replace("</think>", "")
-    assert "<|im_start|>user\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\nrain\n</tool_response><|im_end|>" in rendered("qwen3")
+    assert "<|im_start|>user\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\nrain\n</tool_response><|im_end|>" in rendered(
+        "qwen3"
+    )
     harmony = rendered("gpt_oss")
-    assert "<|call|><|start|>functions.get_weather to=assistant<|channel|>commentary<|message|>\"sunny\"<|end|>" in harmony
+    assert '<|call|><|start|>functions.get_weather to=assistant<|channel|>commentary<|message|>"sunny"<|end|>' in harmony
     assert harmony.endswith("<|end|><|start|>assistant<|channel|>final<|message|>Sunny and rain.<|return|>")
 
 

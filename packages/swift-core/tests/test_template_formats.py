@@ -128,7 +128,7 @@ def test_thoughts_of_earlier_answers(name):
     text = made.render(messages)
     assert "first thought" not in text
     assert "last thought" in text
-    assert pieces.think_open in text
+    assert pieces.think_before + "last thought" + pieces.think_after + "two" in text
     marked = made.mark(Sample(messages))
     assert [marked.text[start:stop].count("thought") >= 1 for start, stop in marked.spans] == [True]
     assert any("removes its thoughts" in note for note in marked.notes)

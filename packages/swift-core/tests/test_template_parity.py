@@ -3,6 +3,7 @@
 The templates are those that the `trl` package carries; without it there is nothing to compare with.
 """
 
+import copy
 import re
 from collections import Counter
 from functools import cache, partial
@@ -13,9 +14,10 @@ from typing import Any
 
 import jinja2
 import pytest
+from swift_core.config.sections import TemplateSection
 from swift_core.errors import TemplateError
 from swift_core.protocols import Sample
-from swift_core.templates.chat import ChatTemplate
+from swift_core.templates.chat import ChatTemplate, build_template
 from swift_core.templates.media import PartsRenderer
 from swift_core.templates.rendering import Renderer
 from swift_core.templates.thinking import ThinkingPolicy
@@ -180,3 +182,37 @@ def check_mask(template, marked, messages, tools, where):
     assert text[stop:].strip() in ("", "</s>"), (where, text[stop:])
     end = trained[-1].rstrip()
     assert any(end.endswith(word) for word in template.stop_words), (where, end[-30:])
+
+
+# Named format -> official template with the same text, with tools and without them.
+SAME = {
+    "qwen3": "qwen3",
+    "qwen2_5": "qwen2_5",
+    "qwen3_nothinking": "qwen3_instruct_2507",
+    "qwen3_vl": "qwen3_vl",
+    "qwen3_5": "qwen3_5_think",
+    "glm4_5": "glm4moe",
+    "gemma": "gemma",
+    "gemma3_text": "gemma3",
+    "c4ai": "cohere",
+    "llama3": "llama3",
+}
+
+
+@pytest.mark.parametrize(("name", "theirs"), SAME.items())
+def test_named_formats_are_the_official_ones(name, theirs):
+    ours = build_template(copy.deepcopy(tokenizer_of(theirs)), TemplateSection(template=name, ignore_empty_think=False))
+    reference = made(theirs, None)
+    same = 0
+    for system, with_tools, shape, thought in product((False, True), (False, True), ("one", "two", "call", "tool"), ("none", "inline")):
+        sample = Sample(conversation(system, shape, thought), tools=TOOLS if with_tools else None)
+        if with_tools and not reference._renderer.mentions("tools", TOOLS):
+            continue
+        try:
+            expected_text = reference.mark(sample)
+        except TemplateError:
+            continue
+        got = ours.mark(sample)
+        assert got.text.rstrip() == expected_text.text.rstrip(), (system, with_tools, shape, thought)
+        same += 1
+    assert same >= 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 _SLOT = re.compile(r"(\{\{(?:SYSTEM|QUERY|BOS|EOS|ROUND0|ROUND1|DATE:[^}]*)\}\})")
 _TOKEN = re.compile(r"\s*(<[^<>\s]+>|\[[^\[\]\s]+\])")
@@ -37,7 +38,9 @@ class Pieces:
         think_past: what stands for the thoughts of earlier answers.
         think_default: whether the model thinks when nobody says.
         preserve_thinking: whether the thoughts of earlier answers stay when nobody says.
-        think_open, think_close: the marks of thoughts, written `<think>` and `</think>` in the data.
+        think_before, think_after: what stands around thoughts, which the data write between `<think>` and `</think>`.
+        think_fills: which answers without thoughts open with `think_off`: those after the last question (`always`), the last
+            message (`last`), or none unless somebody says so (`never`).
         summary: one line for people.
     """
 
@@ -59,8 +62,9 @@ class Pieces:
     think_past: str = ""
     think_default: bool = True
     preserve_thinking: bool = False
-    think_open: str = "<think>"
-    think_close: str = "</think>"
+    think_before: str = "<think>\n"
+    think_after: str = "\n</think>\n\n"
+    think_fills: Literal["always", "last", "never"] = "always"
     summary: str = ""
 
     @property
@@ -83,13 +87,14 @@ def to_jinja(pieces: Pieces) -> str:
 def _preparation(pieces: Pieces) -> list[str]:
     lines = ["{%- set seen = namespace(questions=0, last=-1) %}"]
     if pieces.thinks:
+        fills = _flag(pieces.think_fills != "never")
         lines += [
             "{%- for message in messages %}",
-            "    {%- if message['role'] == 'user' %}{%- set seen.last = loop.index0 %}{%- endif %}",
+            "    {%- if message['role'] == 'user' and not message['tool_results'] %}{%- set seen.last = loop.index0 %}{%- endif %}",
             "{%- endfor %}",
             f"{{%- set thinks = enable_thinking if enable_thinking is defined else {_flag(pieces.think_default)} %}}",
             f"{{%- set keeps = preserve_thinking if preserve_thinking is defined else {_flag(pieces.preserve_thinking)} %}}",
-            "{%- set fills = add_non_thinking_prefix if add_non_thinking_prefix is defined else true %}",
+            f"{{%- set fills = add_non_thinking_prefix if add_non_thinking_prefix is defined else {fills} %}}",
         ]
     return lines
 
@@ -172,24 +177,29 @@ def _answer_text(pieces: Pieces) -> list[str]:
     """Return the lines that set `answer`: the content, with the thoughts that belong there."""
     if not pieces.thinks:
         return ["{%- set answer = message['content'] %}"]
-    opening, closing = pieces.think_open, pieces.think_close
-    renamed = "" if opening == "<think>" else f".replace('<think>', {_literal(opening)}).replace('</think>', {_literal(closing)})"
-    close = _literal(closing)
+    before, after, past = _literal(pieces.think_before), _literal(pieces.think_after), _literal(pieces.think_past)
     off = pieces.think_off
+    # What the format itself writes around thoughts may stand in the data already.
+    own = "" if pieces.think_after.strip() == "</think>" else f" and {_literal(pieces.think_after.strip())} not in answer"
+    last = " and loop.last" if pieces.think_fills == "last" else ""
     fill = (
-        [f"{{%- elif fills and not message['end'] and {close} not in answer %}}", f"{{%- set answer = {_literal(off)} + answer %}}"]
+        [f"{{%- elif fills{last} and not message['end']{own} %}}", f"{{%- set answer = {_literal(off)} + answer %}}"]
         if off is not None
         else []
     )
     return [
+        "{%- set answer = message['content'] %}",
+        "{%- set thought = '' %}",
         "{%- if message['reasoning_content'] %}",
-        f"{{%- set answer = {_literal(opening + chr(10))} + message['reasoning_content'].strip('\\n') + {_literal(chr(10) + closing)} "
-        "+ '\\n\\n' + message['content'] %}",
-        "{%- else %}",
-        f"{{%- set answer = message['content']{renamed} %}}",
+        "{%- set thought = message['reasoning_content'] %}",
+        "{%- elif '</think>' in answer %}",
+        "{%- set thought = answer.split('</think>')[0].split('<think>')[-1] %}",
+        "{%- set answer = answer.split('</think>')[-1].lstrip('\\n') %}",
         "{%- endif %}",
-        "{%- if loop.index0 < seen.last and not keeps and not message['end'] %}",
-        f"{{%- set answer = {_literal(pieces.think_past)} + answer.split({close})[-1].lstrip('\\n') %}}",
+        f"{{%- if not message['end']{own} and loop.index0 < seen.last and not keeps %}}",
+        f"{{%- set answer = {past} + answer %}}",
+        "{%- elif thought.strip() %}",
+        f"{{%- set answer = {before} + thought.strip('\\n') + {after} + answer %}}",
         *fill,
         "{%- endif %}",
     ]

@@ -376,19 +376,8 @@ class ChatTemplate:
         """Return token ids and labels of marked texts; all texts go through a fast tokenizer in one call."""
         if not marked:
             return []
-        fast = bool(self.tokenizer.is_fast)
-        batch: Any = self.tokenizer(
-            [item.text for item in marked],
-            add_special_tokens=False,
-            return_offsets_mapping=fast,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
         encoded: list[EncodedSample] = []
-        for number, item in enumerate(marked):
-            ids: list[int] = batch["input_ids"][number]
-            offsets: list[Span] | None = batch["offset_mapping"][number] if fast else None
+        for item, (ids, offsets) in zip(marked, tokens_of(self.tokenizer, [item.text for item in marked]), strict=True):
             labels = self._labels(ids, offsets, item.text, item.spans)
             scale = self._scale(ids, offsets, item, labels) if item.weights else None
             if not self.use_chat_template:

@@ -34,8 +34,7 @@ def choose_messages(messages: Sequence[Message], base: str) -> tuple[list[int], 
     Raises:
         TemplateError: when a message of another role has a `loss` that contradicts the rule.
     """
-    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
-    last_user = users[-1] if users else -1
+    last_user = last_question(messages)
     trained: list[int] = []
     untrained: list[int] = []
     for index, message in enumerate(messages):
@@ -50,6 +49,12 @@ def choose_messages(messages: Sequence[Message], base: str) -> tuple[list[int], 
         wanted = own if own is not None else (base != "last_round" or index > last_user)
         (trained if wanted else untrained).append(index)
     return trained, untrained
+
+
+def last_question(messages: Sequence[Message]) -> int:
+    """Return the index of the last user message, turns that only hold results of tools left out; -1 when there is none."""
+    questions = (index for index, message in enumerate(messages) if message["role"] == "user" and not message.get("tool_results"))
+    return max(questions, default=-1)
 
 
 @dataclass(frozen=True, slots=True)

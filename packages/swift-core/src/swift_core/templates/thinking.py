@@ -10,6 +10,7 @@ from typing import Any, cast
 from swift_core.config.sections import TemplateSection
 from swift_core.errors import TemplateError
 from swift_core.protocols import Message
+from swift_core.templates.loss_scale import last_question
 
 # How templates of different makers call the same switch; False where theirs means the opposite.
 _ENABLE = ("enable_thinking", "thinking")
@@ -145,7 +146,7 @@ class ThinkingFacts:
         """Return messages with their thoughts where the template looks for them, and with what the policy asks of them."""
         strip = policy.preserve is False and self.preserve_name is None
         fill = self.empty if policy.add_non_thinking_prefix and not self.fill_name and not self.fills else ""
-        last_user = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        last_user = last_question(messages)
         changed = [
             self._prepared(message, strip=strip and index < last_user, fill=fill) if message["role"] == "assistant" else message
             for index, message in enumerate(messages)

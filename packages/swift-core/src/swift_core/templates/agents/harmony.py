@@ -48,7 +48,7 @@ def _tools(tools: Sequence[Tool]) -> str:
 
 def _calls(calls: Sequence[Call]) -> str:
     return "<|call|><|start|>assistant".join(
-        f"<|channel|>commentary to=functions.{call.name} <|constrain|>json<|message|>{arguments_json(call.arguments)}" for call in calls
+        f" to=functions.{call.name}<|channel|>commentary json<|message|>{arguments_json(call.arguments)}" for call in calls
     )
 
 
@@ -98,7 +98,7 @@ class HarmonyParser:
     def _plain(self) -> bool:
         """Say whether the answer is known to come without headers; it is content then."""
         opening = self._buffer.lstrip()
-        marks = ("<|channel|>", "<|start|>", "<|message|>", " to=")
+        marks = ("<|channel|>", "<|start|>", "<|message|>", "to=")
         if not opening or any(mark.startswith(opening) for mark in marks) or opening.startswith(marks):
             return False
         self._started, self._header, self._body = True, None, "final"

@@ -32,7 +32,7 @@ def _calls(calls: Sequence[Call]) -> str:
 
 
 def _results(results: Sequence[Result]) -> str:
-    return "\n".join(result.content for result in results)
+    return "\n".join(dumps(result.content) for result in results)
 
 
 def _opens(text: str) -> bool | None:

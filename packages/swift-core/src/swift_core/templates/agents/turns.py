@@ -68,7 +68,8 @@ def _calls_turn(agent: AgentFormat, message: Message, calls: list[Call], raw: bo
 def _results_turn(agent: AgentFormat, results: list[Result], raw: bool) -> Message:
     text = agent.format_results(results)
     if not raw or agent.frame is None:
-        return {"role": "user", "content": text.strip("\n")}
+        # Templates and the choice of what is trained tell it from a question by this.
+        return cast(Message, {"role": "user", "content": text.strip("\n"), "tool_results": True})
     turn: dict[str, Any] = {"role": "tool", "content": agent.frame.replace("{{RESULTS}}", text)}
     if agent.continued:
         turn["continued"] = True
