@@ -20,7 +20,10 @@ ADAPTER_FILE = "adapter_config.json"
 # Settings that describe the base model itself: taken from a file only together with the model's name.
 _BASE = ("model_revision", "use_hf")
 # Settings that shape prompts and numbers. trust_remote_code is not among them: a file never switches it on.
-_RUN = ("torch_dtype", "attn_impl", "template", "system", "use_chat_template", "chat_template_kwargs")
+_RUN = (
+    *("torch_dtype", "attn_impl", "template", "system", "use_chat_template", "chat_template_kwargs"),
+    *("max_pixels", "min_pixels", "video_max_pixels", "fps", "max_frames"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from swift_core.config.command import CommandConfig
 from swift_core.config.fields import Section, option
-from swift_core.config.sections import ModelSection
+from swift_core.config.sections import MediaSection, ModelSection
 from swift_core.errors import Problem, RegistryError
 from swift_core.protocols import RequestConfig
 from swift_core.registry import ENGINES
@@ -135,12 +135,14 @@ class EngineConfig:
     Attributes:
         loading: model, adapters and how to load them.
         chat: prompt format and context limit.
+        media: sizes and limits of images, videos and sounds.
         max_batch_size: most rows in one forward pass.
         use_cpu: stay on the CPU even where there is an accelerator.
     """
 
     loading: ModelSection
     chat: ChatSection = field(default_factory=ChatSection)
+    media: MediaSection = field(default_factory=MediaSection)
     max_batch_size: int = 8
     use_cpu: bool = False
 
@@ -152,6 +154,7 @@ class InferConfig(CommandConfig):
 
     loading: ModelSection = Field(default_factory=ModelSection)
     chat: ChatSection = Field(default_factory=ChatSection)
+    media: MediaSection = Field(default_factory=MediaSection)
     data: RowsSection = Field(default_factory=RowsSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
     inference: InferSection = Field(default_factory=InferSection)
@@ -173,7 +176,13 @@ class InferConfig(CommandConfig):
 
     def engine_config(self) -> EngineConfig:
         """Return the part of the settings that the engine reads."""
-        return EngineConfig(loading=self.loading, chat=self.chat, max_batch_size=self.inference.max_batch_size, use_cpu=self.launch.use_cpu)
+        return EngineConfig(
+            loading=self.loading,
+            chat=self.chat,
+            media=self.media,
+            max_batch_size=self.inference.max_batch_size,
+            use_cpu=self.launch.use_cpu,
+        )
 
 
 class DeployConfig(CommandConfig):
@@ -183,6 +192,7 @@ class DeployConfig(CommandConfig):
 
     loading: ModelSection = Field(default_factory=ModelSection)
     chat: ChatSection = Field(default_factory=ChatSection)
+    media: MediaSection = Field(default_factory=MediaSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
     inference: ServedModelSection = Field(default_factory=ServedModelSection)
     server: ServerSection = Field(default_factory=ServerSection)
@@ -199,7 +209,9 @@ class DeployConfig(CommandConfig):
 
     def engine_config(self) -> EngineConfig:
         """Return the part of the settings that the engine reads."""
-        return EngineConfig(loading=self.loading, chat=self.chat, max_batch_size=self.server.max_n, use_cpu=self.launch.use_cpu)
+        return EngineConfig(
+            loading=self.loading, chat=self.chat, media=self.media, max_batch_size=self.server.max_n, use_cpu=self.launch.use_cpu
+        )
 
 
 def _resolve_backend(config: InferConfig | DeployConfig) -> None:

@@ -26,13 +26,16 @@ def is_token_input(sample: EncodedSample, value: torch.Tensor) -> bool:
     return value.ndim == 1 and len(value) == len(sample)
 
 
-def merge_model_inputs(samples: Sequence[EncodedSample], *, packed: bool = False, pad_left: bool = False) -> dict[str, torch.Tensor]:
+def merge_model_inputs(
+    samples: Sequence[EncodedSample], *, packed: bool = False, pad_left: bool = False, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
     """Return the processor's tensors of a batch.
 
     Args:
         samples: in the order of the rows, or of the pieces of a packed row; those of text alone may have no tensors.
         packed: put the samples behind one another in one row.
         pad_left: pad token inputs at the left, for generation.
+        dtype: number type of the model, which pictures and sounds take on; times and sizes keep theirs.
 
     Returns:
         name -> tensor: token inputs `[batch, seq]` padded with 0, or `[1, tokens]` when packed; media `[all media, ...]`. Empty
@@ -51,7 +54,8 @@ def merge_model_inputs(samples: Sequence[EncodedSample], *, packed: bool = False
         elif any(tokens) or len({tensor.ndim for _, tensor in found}) > 1:
             raise DataError(f"the samples {', '.join(sample.origin for sample, _ in found)} have different kinds of {name!r}")
         else:
-            merged[name] = _joined(name, [tensor for _, tensor in found])
+            joined = _joined(name, [tensor for _, tensor in found])
+            merged[name] = joined.to(dtype) if dtype is not None and joined.is_floating_point() and joined.ndim > 1 else joined
     return merged
 
 

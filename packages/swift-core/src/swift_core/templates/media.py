@@ -17,9 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from swift_core.config.sections import MediaSection, TemplateSection
 from swift_core.data.media import LoadedMedia, MediaLoader, Video
+from swift_core.data.media_tags import Sources, place
+from swift_core.data.parts import read_parts
+from swift_core.data.values import Refused
 from swift_core.errors import DataError, TemplateError
 from swift_core.protocols import EncodedSample, Message, Sample
 from swift_core.templates.chat import ChatTemplate, MarkedText, build_template, leading_bos
+from swift_core.templates.grounding import with_boxes
 from swift_core.templates.mask import IGNORED, Span
 from swift_core.templates.rendering import Renderer
 
@@ -189,6 +193,10 @@ class ProcessorTemplate(ChatTemplate):
             TemplateError: when messages or media do not suit the model; the message starts with the sample's origin.
             MissingDependencyError: when decoding a medium needs a library that is not installed.
         """
+        try:
+            sample = with_boxes(sample, self.processor, self.loader, self._bounds)
+        except DataError as error:
+            raise TemplateError(error.message, fix=error.fix) from error
         marked = super().mark(self._slotted(sample))
         try:
             if not sample.has_media:
@@ -417,6 +425,30 @@ def build_processor_template(processor: Any, section: TemplateSection, media: Me
     if section.template:
         processor.chat_template = processor.tokenizer.chat_template
     return template
+
+
+def sample_of_request(messages: Sequence[Message], tools: Tools | None = None) -> Sample:
+    """Return a conversation whose contents may be lists of parts, such as `{"type": "image", "image": ...}`, as a sample.
+
+    Raises:
+        TemplateError: when a part is of an unknown type or has no source.
+    """
+    plain: list[Message] = []
+    sources: Sources = {}
+    try:
+        for number, message in enumerate(messages):
+            value: Any = message["content"]
+            if isinstance(value, list):
+                content = read_parts(cast("list[dict[str, Any]]", value), number + 1)
+                sources |= {(number, at): source for at, source in content.sources.items()}
+                value = content.text
+            plain.append({**message, "content": value})
+        if not sources:
+            return Sample(plain, tools)
+        placed, media = place(plain, sources, {})
+    except Refused as refused:
+        raise TemplateError(refused.reason, fix=refused.fix or "write the content as a text, or as a list of parts") from refused
+    return Sample(placed, tools, images=media["images"], videos=media["videos"], audios=media["audios"])
 
 
 def widen(text: str, spans: Sequence[Span], replacements: Sequence[tuple[Span, str]]) -> tuple[str, tuple[Span, ...]]:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from swift_core.config.sections import ModelSection, TemplateSection
+from swift_core.batching.media import merge_model_inputs
+from swift_core.config.sections import MediaSection, ModelSection, TemplateSection
 from swift_core.config.training import short_name
-from swift_core.errors import EngineError, ModelError, RequestError
+from swift_core.errors import DataError, EngineError, ModelError, RequestError
 from swift_core.models.dtype import resolve_dtype
-from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_model_folder
-from swift_core.protocols import AssistantMessage, ChatChoice, InferRequest, InferResponse, RequestConfig, TextDelta, Usage
+from swift_core.models.loading import load_model, load_processor, load_tokenizer, max_model_length, resolve_model_folder, tokenizer_of
+from swift_core.protocols import AssistantMessage, ChatChoice, EncodedSample, InferRequest, InferResponse, RequestConfig, TextDelta, Usage
 from swift_core.registry import TUNERS
-from swift_core.templates.chat import ChatTemplate, build_template
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from swift_core.templates.chat import ChatTemplate
+from swift_core.templates.media import ProcessorTemplate, build_processor_template, is_multimodal, sample_of_request
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from swift_infer.checkpoint import read_checkpoint
@@ -40,6 +42,7 @@ class TransformersEngine:
         torch_dtype: `float32`, `bfloat16` or `float16`; by default as saved.
         max_batch_size: most rows in one forward pass.
         max_length: most tokens of prompt and answer together; by default what the model allows.
+        media: sizes and limits of images, videos and sounds.
         use_cpu: stay on the CPU even where there is an accelerator.
         trust_remote_code: run Python code that comes with the model.
 
@@ -60,6 +63,7 @@ class TransformersEngine:
         torch_dtype: Any = None,
         max_batch_size: int = 8,
         max_length: int | None = None,
+        media: MediaSection | None = None,
         use_cpu: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
@@ -70,7 +74,7 @@ class TransformersEngine:
             trust_remote_code=trust_remote_code,
         )
         chat = ChatSection(template=template, system=system, max_length=max_length)
-        self._load(EngineConfig(loading=loading, chat=chat, max_batch_size=max_batch_size, use_cpu=use_cpu))
+        self._load(EngineConfig(loading=loading, chat=chat, media=media or MediaSection(), max_batch_size=max_batch_size, use_cpu=use_cpu))
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
@@ -88,15 +92,16 @@ class TransformersEngine:
     def from_model(
         cls,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
         *,
         chat: ChatSection | None = None,
+        media: MediaSection | None = None,
         max_batch_size: int = 8,
         model_name: str = "model",
     ) -> Self:
-        """Answer with a model that is loaded already; it is used where it is and as it is."""
+        """Answer with a model that is loaded already; it is used where it is and as it is, with its tokenizer or processor."""
         engine = cls.__new__(cls)
-        engine._assemble(model, tokenizer, chat or ChatSection(), max_batch_size, model_name)
+        engine._assemble(model, tokenizer, chat or ChatSection(), media or MediaSection(), max_batch_size, model_name)
         return engine
 
     def _load(self, config: EngineConfig) -> None:
@@ -105,24 +110,24 @@ class TransformersEngine:
             raise ModelError(f"{len(loading.adapters)} adapters are given, one can be loaded", fix="merge them first, or keep one")
         device = _device(config.use_cpu)
         folder = resolve_model_folder(loading)
-        tokenizer = load_tokenizer(_tokenizer_folder(folder, loading.adapters), trust_remote_code=loading.trust_remote_code)
+        processor = _load_processor(folder, loading)
         model: Any = load_model(loading, folder, dtype=resolve_dtype(loading, folder, device=str(device)))
         for adapter in loading.adapters:
             checkpoint = read_checkpoint(Path(adapter).expanduser())
             tuner = TUNERS.load(checkpoint.tuner)
             model = (tuner() if isinstance(tuner, type) else tuner).load(model, checkpoint.folder, trainable=False)
         model = model.to(device).eval()
-        self._assemble(model, tokenizer, config.chat, config.max_batch_size, _display_name(loading))
+        self._assemble(model, processor, config.chat, config.media, config.max_batch_size, _display_name(loading))
 
-    def _assemble(self, model: Any, tokenizer: Any, chat: ChatSection, max_batch_size: int, model_name: str) -> None:
+    def _assemble(self, model: Any, processor: Any, chat: ChatSection, media: MediaSection, max_batch_size: int, model_name: str) -> None:
         if max_batch_size < 1:
             raise EngineError(f"max_batch_size is {max_batch_size}", fix="give 1 or more")
         values = {name: getattr(chat, name) for name in ("template", "system", "use_chat_template", "chat_template_kwargs")}
         self.model_name = model_name
         self.model = model
-        self.tokenizer = tokenizer
-        self.template: ChatTemplate = build_template(tokenizer, TemplateSection(**values))
-        limits = [limit for limit in (max_model_length(model.config, tokenizer), chat.max_length) if limit]
+        self.tokenizer = tokenizer_of(processor)
+        self.template: ChatTemplate = build_processor_template(processor, TemplateSection(**values), media)
+        limits = [limit for limit in (max_model_length(model.config, self.tokenizer), chat.max_length) if limit]
         self.context_length: int | None = min(limits) if limits else None
         self.max_batch_size = max_batch_size
         self._lock = threading.Lock()
@@ -172,15 +177,20 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def prompt_ids(self, request: InferRequest) -> list[int]:
-        """Return the token ids of a request's prompt.
+        """Return the token ids of a request's prompt, media expanded.
 
         Raises:
-            RequestError: when they leave no room for an answer, or an adapter is asked for that is not loaded.
+            RequestError: when they leave no room for an answer, a medium cannot be read, or an adapter is asked for that is not
+                loaded.
             TemplateError: when messages cannot be rendered.
         """
+        return self._prompt(request).input_ids
+
+    def _prompt(self, request: InferRequest) -> EncodedSample:
         if request.adapter is not None and request.adapter != self.model_name:
             raise RequestError(f"no adapter {request.adapter!r} is loaded", fix=f"leave it out, or ask for {self.model_name!r}")
-        ids = list(self.template.encode_prompt(request.messages, request.tools))
+        prompt = self._encoded(request)
+        ids = prompt.input_ids
         if not ids:
             raise RequestError("the prompt is empty", fix="give at least one message")
         if self.context_length is not None and len(ids) >= self.context_length:
@@ -189,7 +199,19 @@ class TransformersEngine:
                 fix=f"shorten the messages to fewer than {self.context_length} tokens",
                 code="context_length_exceeded",
             )
-        return ids
+        return prompt
+
+    def _encoded(self, request: InferRequest) -> EncodedSample:
+        sample = sample_of_request(request.messages, request.tools)
+        if isinstance(self.template, ProcessorTemplate):
+            try:
+                return self.template.encode_media_prompt(sample)
+            except DataError as error:
+                raise RequestError(error.message, fix=error.fix) from error
+        if sample.has_media:
+            raise RequestError(f"{self.model_name} takes texts only", fix="leave images, videos and sounds out, or load another model")
+        ids = list(self.template.encode_prompt(sample.messages, sample.tools))
+        return EncodedSample(ids, [-100] * len(ids))
 
     def _producer(self, request: InferRequest, config: RequestConfig) -> Callable[[Emit, threading.Event], None]:
         def produce(emit: Emit, aborted: threading.Event) -> None:
@@ -198,15 +220,15 @@ class TransformersEngine:
         return produce
 
     def _rows(self, request: InferRequest, config: RequestConfig) -> list[_Row]:
-        ids = self.prompt_ids(request)
-        room = config.max_tokens if self.context_length is None else min(config.max_tokens, self.context_length - len(ids))
+        prompt = self._prompt(request)
+        room = config.max_tokens if self.context_length is None else min(config.max_tokens, self.context_length - len(prompt))
         if room < 1 or config.n < 1:
             raise RequestError(f"max_tokens is {config.max_tokens} and n is {config.n}", fix="give 1 or more")
         stops = (*self.template.stop_words, *config.stop)
         return [
             _Row(
                 index,
-                ids,
+                prompt,
                 row_seed(config.seed, index),
                 Answer(self._decode, stop_ids=self.template.stop_token_ids, stops=stops, limit=room),
                 room,
@@ -238,11 +260,13 @@ class TransformersEngine:
         # Left padding: every row's last prompt token stands in the last column, where generation goes on.
         ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in batch], device=device)
         mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch], device=device)
+        media = merge_model_inputs([row.encoded for row in batch], pad_left=True, dtype=self.model.dtype)
         steps = processors(sampling, [row.prompt for row in batch], [row.seed for row in batch], device)
         try:
             self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
+                **{name: value.to(device) for name, value in media.items()},
                 generation_config=self._generation_config(max(row.room for row in batch)),
                 logits_processor=steps,
                 stopping_criteria=StoppingCriteriaList([progress]),
@@ -272,11 +296,12 @@ class TransformersEngine:
 class _Row:
     """One line of a batch: answer number `index` to a request."""
 
-    __slots__ = ("answer", "index", "prompt", "room", "seed")
+    __slots__ = ("answer", "encoded", "index", "prompt", "room", "seed")
 
-    def __init__(self, index: int, prompt: list[int], seed: int, answer: Answer, room: int) -> None:
+    def __init__(self, index: int, encoded: EncodedSample, seed: int, answer: Answer, room: int) -> None:
         self.index = index
-        self.prompt = prompt
+        self.encoded = encoded
+        self.prompt = encoded.input_ids
         self.seed = seed
         self.answer = answer
         self.room = room
@@ -328,6 +353,20 @@ def _usage(rows: Sequence[_Row]) -> Usage:
 def _device(use_cpu: bool) -> torch.device:
     found = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
+
+
+def _load_processor(folder: Path, loading: ModelSection) -> Any:
+    """Return the processor or tokenizer of the model, with the tokenizer of the adapter in it where that has one."""
+    source = _tokenizer_folder(folder, loading.adapters)
+    processor: Any = load_processor(folder, trust_remote_code=loading.trust_remote_code)
+    if source == folder:
+        return processor
+    tokenizer: Any = load_tokenizer(source, trust_remote_code=loading.trust_remote_code)
+    if not is_multimodal(processor):
+        return tokenizer
+    processor.tokenizer = tokenizer
+    processor.chat_template = tokenizer.chat_template or processor.chat_template
+    return processor
 
 
 def _tokenizer_folder(model: Path, adapters: Sequence[str]) -> Path:
