@@ -76,6 +76,7 @@ def test_saved_classifier_comes_back_as_it_was(folder: Path, tmp_path: Path, cap
     model = load_model(ModelSection(), folder, dtype=torch.float32, task_type="seq_cls", num_labels=4, problem_type=kind)
     model.save_pretrained(tmp_path)
     make_tiny_tokenizer().save_pretrained(tmp_path)
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "swift_core"):
         again = load_model(ModelSection(), tmp_path, dtype=torch.float32)
     assert type(again).__name__ == "LlamaForSequenceClassification"
