@@ -64,7 +64,7 @@ def test_reasons(changes, reason):
 
 
 def test_boxes_need_an_image():
-    with pytest.raises(DataError, match="has boxes, and the row has no image"):
+    with pytest.raises(DataError, match="holds boxes or references, and the row has no image"):
         to_sample({"query": "Find it", "response": "<bbox>", "objects": {"bbox": [[1, 2]]}}, "f:1")
 
 

@@ -163,6 +163,12 @@ class MediaSection(Section):
         None, "shrink images to at most so many pixels (width x height); default: what the processor does", ge=1
     )
     min_pixels: int | None = option(None, "enlarge images to at least so many pixels; default: what the processor does", ge=1)
+    norm_bbox: Literal["norm1000", "none"] | None = option(
+        None, "unit of boxes in texts: norm1000 (thousandths of the image) or none (pixels as the model sees them); default: the model's"
+    )
+    bbox_format: Literal["default", "json", "qwen2_vl", "internvl"] | None = option(
+        None, "how boxes and references are written into texts; default: as the model family does"
+    )
     video_max_pixels: int | None = option(None, "shrink each frame of a video to at most so many pixels", ge=1)
     fps: float | None = option(None, "frames taken from each second of a video; default: 2", gt=0)
     max_frames: int | None = option(None, "most frames taken from a video; default: 64", ge=1)

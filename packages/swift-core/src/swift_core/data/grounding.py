@@ -104,8 +104,8 @@ def _image_ids(ids: list[Any], boxes: int, images: int, what: str) -> list[int]:
     for index in ids:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < max(images, 1):
             raise Refused(f"'image_id' {index!r} of {what} is no image: there are {images}", "count the images from 0")
-    if boxes and not images:
-        raise Refused(f"{what} has boxes, and the row has no image", "give the column 'images'")
+    if not images:
+        raise Refused(f"{what} holds boxes or references, and the row has no image", "give the column 'images'")
     # Boxes without an image of their own belong to the first one.
     return [*ids, *[0] * (boxes - len(ids))]
 
@@ -124,6 +124,7 @@ def scale_boxes(
     *,
     norm_bbox: Literal["norm1000", "none"],
     resized: Sequence[tuple[int, int]] | None = None,
+    origin: str = "",
 ) -> list[list[int]]:
     """Return the boxes of a sample as whole numbers.
 
@@ -132,6 +133,7 @@ def scale_boxes(
         sizes: width and height of each image as annotated.
         norm_bbox: `norm1000` gives thousandths of the image, `none` pixels.
         resized: for pixels, width and height of each image as the model sees it; default: `sizes`.
+        origin: of the sample, for the error.
 
     Raises:
         DataError: when a box lies outside its image.
@@ -141,15 +143,16 @@ def scale_boxes(
     for number, (box, index) in enumerate(zip(objects["bbox"], objects["image_id"], strict=True), start=1):
         size = (1, 1) if objects["bbox_type"] == "norm1" else sizes[index]
         target = (1000, 1000) if norm_bbox == "norm1000" else targets[index]
-        scaled.append([_scaled(x, size[axis % 2], target[axis % 2], number) for axis, x in enumerate(box)])
+        scaled.append([_scaled(x, size[axis % 2], target[axis % 2], number, origin) for axis, x in enumerate(box)])
     return scaled
 
 
-def _scaled(value: float, size: int, target: int, number: int) -> int:
+def _scaled(value: float, size: int, target: int, number: int, origin: str) -> int:
     share = value / size
     if share > 1 + _SLACK:
         raise DataError(
             f"box {number} reaches to {value}, and the image ends at {size}",
+            location=origin or None,
             fix="check 'image_id', and 'bbox_type' (real means pixels, norm1 means 0 to 1)",
         )
     return round(min(share, 1.0) * target)

@@ -316,6 +316,7 @@ class ProcessorTemplate(ChatTemplate):
             ids = self.encode_prompt(sample.messages, sample.tools, sample.chat_template_kwargs)
             inputs = {name: torch.zeros(len(ids), dtype=torch.long) for name in self.token_inputs}
             return EncodedSample(ids, [IGNORED] * len(ids), sample.origin, model_inputs=inputs or None)
+        sample = with_boxes(sample, self.processor, self.loader, self._bounds)
         text = self.render(self._slotted(sample).messages, sample.tools, add_generation_prompt=True, variables=sample.chat_template_kwargs)
         _, output = self._processed(text, sample)
         ids = _row(output["input_ids"])
