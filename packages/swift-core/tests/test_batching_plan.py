@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from swift_core.batching.plan import PlanShape, epoch_order, split_step, steps_from
+from swift_core.batching.plan import PlanShape, epoch_order, split_step, step_samples
+
+
+def steps_from(shape: PlanShape, lengths: list[int], *, start: int, stop: int) -> list[list[list[list[int]]]]:
+    return [split_step(taken, shape, lengths) for taken in step_samples(shape, lengths, start=start, stop=stop)]
+
 
 shapes = st.builds(
     PlanShape,
@@ -15,6 +20,7 @@ shapes = st.builds(
     seed=st.integers(0, 5),
     shuffle=st.booleans(),
     group_by_length=st.booleans(),
+    token_budget=st.sampled_from([None, 10, 30]),
 )
 
 
@@ -34,7 +40,7 @@ def test_steps_of_an_epoch_take_each_sample_once_over_all_ranks(shape: PlanShape
     assert sorted(taken) == list(range(shape.num_samples))
     for step in steps:
         assert all(len(micro) == shape.world_size for micro in step)
-        assert all(len(rank) <= shape.batch_size for micro in step for rank in micro)
+        assert shape.token_budget or all(len(rank) <= shape.batch_size for micro in step for rank in micro)
         assert all(micro[0] for micro in step)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from swift_core.batching.loader import StepBatches
+from swift_core.batching.loader import Dealer, StepBatches
 from swift_core.batching.packing import best_fit
-from swift_core.batching.plan import PlanShape, split_step
+from swift_core.batching.plan import PlanShape
 from swift_core.protocols import EncodedSample
 
 
@@ -45,27 +45,10 @@ class StreamFeed:
         self._capacity = capacity
         self._held: list[EncodedSample] = []
 
-    def steps(
-        self,
-        *,
-        rank: int,
-        start: int,
-        stop: int,
-        pad_token_id: int,
-        make_batch: Callable[..., Any],
-        weigh: Callable[[EncodedSample], int],
-        measure: Callable[[EncodedSample], int],
-    ) -> Iterator[StepBatches]:
+    def steps(self, dealer: Dealer, *, start: int, stop: int) -> Iterator[StepBatches]:
         """Yield the micro-batches of one rank for the steps `start` to `stop - 1`; the stream stands at `start` already."""
         for _ in range(start, stop):
-            taken = self._draw(measure)
-            lengths = [measure(sample) for sample in taken]
-            micros: list[Any] = []
-            for micro in split_step(range(len(taken)), self._shape, lengths):
-                mine = micro[rank] or micro[0][:1]
-                batch = make_batch([taken[index] for index in mine], pad_token_id=pad_token_id)
-                micros.append(batch if micro[rank] else batch.masked())
-            yield StepBatches(micros, sum(weigh(sample) for sample in taken), sum(lengths), len(taken))
+            yield dealer.deal(self._draw(dealer.measure))
 
     def _draw(self, measure: Callable[[EncodedSample], int]) -> list[EncodedSample]:
         wanted = self._shape.samples_per_step

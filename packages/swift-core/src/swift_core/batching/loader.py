@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from swift_core.batching.collate import collate
-from swift_core.batching.plan import PlanShape, steps_from
+from swift_core.batching.plan import PlanShape, split_step, step_samples
 from swift_core.protocols import EncodedSample
 
 
@@ -46,68 +45,84 @@ class StepBatches:
     samples: int
 
 
-def train_steps(
-    samples: Sequence[EncodedSample],
-    shape: PlanShape,
-    *,
-    rank: int,
-    start: int,
-    stop: int,
-    pad_token_id: int,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    make_batch: Callable[..., Any] = collate,
-    weigh: Callable[[EncodedSample], int] = lambda sample: sample.trained_tokens,
-    measure: Callable[[EncodedSample], int] = len,
-    packs: Sequence[Sequence[int]] | None = None,
-) -> Iterator[StepBatches]:
-    """Yield the micro-batches of one rank for each optimizer step from `start` to `stop - 1`.
+@dataclass(frozen=True, slots=True)
+class Dealer:
+    """Turns the samples of an optimizer step into one rank's micro-batches.
 
-    All ranks get the same number of micro-batches in a step. Where none of a step's samples are left for a rank, it gets a
-    batch without trained tokens.
-
-    Args:
-        samples: the whole data set.
+    Attributes:
         shape: numbers of the plan.
         rank: this process.
-        start: first step.
-        stop: step after the last one.
         pad_token_id: fills shorter rows.
-        num_workers: processes that prepare batches.
-        pin_memory: put batches where an accelerator reads them faster.
         make_batch: `(samples, pad_token_id=...)` to a batch with `to`, `masked` and `origins`.
         weigh: what a sample adds to the normaliser of its step.
         measure: tokens of a sample.
-        packs: sample indices that count as one sample of the batch size.
     """
-    lengths = [measure(sample) for sample in samples]
-    trained = [weigh(sample) for sample in samples]
-    plan = list(steps_from(shape, lengths, start=start, stop=stop, packs=packs))
-    indices: list[list[int]] = []
-    blank: list[bool] = []
-    for step in plan:
-        for micro in step:
-            blank.append(not micro[rank])
-            indices.append(micro[rank] or micro[0][:1])
-    loader = DataLoader(
-        SampleList(samples),
-        batch_sampler=indices,
-        collate_fn=partial(make_batch, pad_token_id=pad_token_id),
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        # A generator of its own: worker seeds must not be drawn from the stream that dropout uses, or resuming would shift it.
-        generator=torch.Generator().manual_seed(shape.seed),
-    )
-    batches = iter(loader)
-    position = 0
-    for step in plan:
+
+    shape: PlanShape
+    rank: int = 0
+    pad_token_id: int = 0
+    make_batch: Callable[..., Any] = collate
+    weigh: Callable[[EncodedSample], int] = lambda sample: sample.trained_tokens
+    measure: Callable[[EncodedSample], int] = len
+
+    def deal(self, samples: Sequence[EncodedSample]) -> StepBatches:
+        """Return the micro-batches of a step.
+
+        All ranks get the same number of them. Where no sample is left for a rank, it gets a batch in which nothing is trained.
+        """
+        lengths = [self.measure(sample) for sample in samples]
         micros: list[Any] = []
-        for _ in step:
-            batch = next(batches)
-            micros.append(batch.masked() if blank[position] else batch)
-            position += 1
-        taken = [index for micro in step for indices_of_rank in micro for index in indices_of_rank]
-        yield StepBatches(micros, sum(trained[index] for index in taken), sum(lengths[index] for index in taken), len(taken))
+        for micro in split_step(range(len(samples)), self.shape, lengths):
+            mine = micro[self.rank] or micro[0][:1]
+            batch = self.make_batch([samples[index] for index in mine], pad_token_id=self.pad_token_id)
+            micros.append(batch if micro[self.rank] else batch.masked())
+        return StepBatches(micros, sum(self.weigh(sample) for sample in samples), sum(lengths), len(samples))
+
+
+def train_steps(
+    samples: Sequence[EncodedSample],
+    dealer: Dealer,
+    *,
+    start: int,
+    stop: int,
+    packs: Sequence[Sequence[int]] | None = None,
+    num_workers: int = 0,
+) -> Iterator[StepBatches]:
+    """Yield the micro-batches of one rank for each optimizer step from `start` to `stop - 1`.
+
+    Args:
+        samples: the whole data set; a sample is looked at when its step comes.
+        dealer: deals the samples of a step.
+        start: first step.
+        stop: step after the last one.
+        packs: sample indices that count as one sample of the batch size.
+        num_workers: processes that fetch samples ahead, for data sets that encode on access.
+    """
+    known = packs is not None or dealer.shape.group_by_length
+    lengths = sample_lengths(samples, dealer.measure) if known else [1] * len(samples)
+    steps = step_samples(dealer.shape, lengths, start=start, stop=stop, packs=packs)
+    if not num_workers:
+        for indices in steps:
+            yield dealer.deal([samples[index] for index in indices])
+        return
+    fetched = DataLoader(
+        SampleList(samples),
+        batch_sampler=list(steps),
+        collate_fn=list,
+        num_workers=num_workers,
+        # A generator of its own: worker seeds must not be drawn from the stream that dropout uses, or resuming would shift it.
+        generator=torch.Generator().manual_seed(dealer.shape.seed),
+    )
+    for taken in fetched:
+        yield dealer.deal(taken)
+
+
+def sample_lengths(samples: Sequence[EncodedSample], measure: Callable[[EncodedSample], int]) -> list[int]:
+    """Return the tokens of every sample; a data set that keeps them is not read for it."""
+    kept = getattr(samples, "lengths", None)
+    if kept is not None and measure is len:
+        return [int(length) for length in kept]
+    return [measure(sample) for sample in samples]
 
 
 def eval_batches(

@@ -87,14 +87,14 @@ def split_step(samples: Sequence[int], shape: PlanShape, lengths: Sequence[int])
     return [[part[rank :: shape.world_size] for rank in range(shape.world_size)] for part in parts]
 
 
-def steps_from(
+def step_samples(
     shape: PlanShape, lengths: Sequence[int], *, start: int, stop: int, packs: Sequence[Sequence[int]] | None = None
-) -> Iterator[list[list[list[int]]]]:
-    """Yield `[micro][rank][sample]` for the optimizer steps `start` to `stop - 1`, over as many epochs as that takes.
+) -> Iterator[list[int]]:
+    """Yield the sample indices of the optimizer steps `start` to `stop - 1`, over as many epochs as that takes.
 
     Args:
         shape: numbers of the plan.
-        lengths: tokens of every sample.
+        lengths: tokens of every sample; only looked at with packs or `group_by_length`.
         start: first step.
         stop: step after the last one.
         packs: sample indices that go together and count as one sample of the batch size.
@@ -107,4 +107,4 @@ def steps_from(
             epoch, order = at[0], epoch_order(shape, at[0], units)
         begin = at[1] * shape.samples_per_step
         taken = order[begin : begin + shape.samples_per_step]
-        yield split_step(taken if packs is None else [index for unit in taken for index in packs[unit]], shape, lengths)
+        yield taken if packs is None else [index for unit in taken for index in packs[unit]]

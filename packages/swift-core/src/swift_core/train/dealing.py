@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from swift_core.batching.feed import Stream, StreamFeed
+from swift_core.batching.loader import sample_lengths
 from swift_core.batching.packing import best_fit
 from swift_core.batching.plan import PlanShape
 from swift_core.config.training import SftConfig, TrainingConfig
@@ -32,7 +33,7 @@ def make_packs(args: TrainingConfig, task: Task, samples: Sequence[EncodedSample
     if not task.packs:
         why = "--padding_free false" if training.padding_free is False else "this task"
         raise ConfigError([Problem("--packing", f"{why} lays samples out one by one", "remove one of them")])
-    return best_fit([task.length(sample) for sample in samples], require_pack_length(args))
+    return best_fit(sample_lengths(samples, task.length), require_pack_length(args))
 
 
 def count_units(args: TrainingConfig, samples: Sequence[EncodedSample] | Stream, packs: Sequence[Sequence[int]] | None) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 
 from swift_core.batching.feed import Stream
-from swift_core.batching.loader import StepBatches, eval_batches, train_steps
+from swift_core.batching.loader import Dealer, StepBatches, eval_batches, train_steps
 from swift_core.config.load import ARGS_FILE
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import DataError, Interrupted, TrainingError
@@ -225,25 +225,14 @@ class Trainer:
         self.callbacks.call("on_train_end")
 
     def _batches(self) -> Iterator[StepBatches]:
-        common: dict[str, Any] = {
-            "rank": self.world.rank,
-            "start": self.state.global_step,
-            "stop": self.total_steps,
-            "pad_token_id": self._pad_token_id(),
-            "make_batch": self.task.collate,
-            "weigh": self.task.weight,
-            "measure": self.task.length,
-        }
+        task = self.task
+        dealer = Dealer(self.shape, self.world.rank, self._pad_token_id(), task.collate, task.weight, task.length)
+        start, stop = self.state.global_step, self.total_steps
         if self.feed is not None:
-            return self.feed.steps(**common)
-        return train_steps(
-            cast(Sequence[EncodedSample], self.train_dataset),
-            self.shape,
-            num_workers=self.args.training.dataloader_num_workers,
-            pin_memory=self.world.device.type == "cuda",
-            packs=self.packs,
-            **common,
-        )
+            return self.feed.steps(dealer, start=start, stop=stop)
+        samples = cast(Sequence[EncodedSample], self.train_dataset)
+        workers = self.args.training.dataloader_num_workers
+        return train_steps(samples, dealer, start=start, stop=stop, packs=self.packs, num_workers=workers)
 
     def _step(self, batches: StepBatches, signals: StopSignals) -> tuple[float, int]:
         """Do one optimizer step; returns the gradient norm and the stop signal that any rank has received."""
