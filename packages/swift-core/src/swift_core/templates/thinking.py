@@ -222,7 +222,7 @@ def probe_thinking(draw: Draw, *, reads: Callable[[str], bool], source: str) -> 
 def _field(source: str) -> str | None:
     if "reasoning_content" in source:
         return "reasoning_content"
-    return "thinking" if re.search(r"""message\.thinking\b|message\[['"]thinking['"]\]|message\.get\(['"]thinking['"]""", source) else None
+    return "thinking" if re.search(r"""\.thinking\b|\[['"]thinking['"]\]|\.get\(['"]thinking['"]""", source) else None
 
 
 def _empty_block(draw: Draw, ask: Sequence[Message], name: str) -> str:
@@ -232,6 +232,7 @@ def _empty_block(draw: Draw, ask: Sequence[Message], name: str) -> str:
         return ""
     on, off = (prompt.split(_QUESTION)[-1] for prompt in prompts)
     shared = next((at for at, (one, other) in enumerate(zip(on, off, strict=False)) if one != other), min(len(on), len(off)))
+    shared -= shared > 0 and on[shared - 1] == "<"  # two marks that differ after their first character
     # Both may open the block; it belongs to the answer as a whole.
     opened = on[:shared].rfind("<think>")
     closed = off[opened:] if opened >= 0 and "</think>" not in on[opened:shared] else off[shared:]
