@@ -82,7 +82,10 @@ class Columns:
 
     def first(self, aliases: tuple[str, ...]) -> str | None:
         """Return the first of some names that holds something."""
-        return next((alias for alias in aliases if alias in self.values and (self.auto or alias in _CANONICAL)), None)
+        for alias in aliases:
+            if alias in self.values and (self.auto or alias in _CANONICAL):
+                return alias
+        return None
 
     def what(self, column: str) -> str:
         """Name a column for a message."""
