@@ -16,6 +16,7 @@ from swift_core.config.sections import DataSection, EncodingSection, ModelSectio
 from swift_core.errors import ConfigError, DataError, TemplateError
 from swift_core.protocols import EncodedSample, Sample
 from swift_core.templates.chat import build_template
+from swift_core.templates.tokens import tokens_of
 from swift_core.testing.tiny import make_tiny_tokenizer
 
 OFFLINE = ModelSection(offline=True)
@@ -300,3 +301,21 @@ def test_labels_and_channels_of_rows_are_carried(tmp_path):
 def test_settings_of_the_stream_are_refused_elsewhere(rows):
     with pytest.raises(ConfigError, match="split_dataset_ratio"):
         run(rows, streaming=True, split_dataset_ratio=0.1)
+
+
+def test_quick_tokens_are_those_of_the_tokenizer():
+    tokenizer = make_tiny_tokenizer()
+    tokenizer("cut me short " * 9, truncation=True, max_length=4)  # leaves its limit behind in the library's tokenizer
+    texts = ["Hello <|im_end|> 你好", "", "  two  spaces\n\n", "e\u0301 🤗" * 50]
+    expected = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    found = list(tokens_of(tokenizer, texts))
+    assert [ids for ids, _ in found] == expected["input_ids"]
+    assert [offsets for _, offsets in found] == expected["offset_mapping"]
+
+    class Wrapped(type(tokenizer)):
+        def __call__(self, *args, **kwargs):
+            kwargs["return_offsets_mapping"] = True
+            return super().__call__([text.upper() for text in args[0]], **{k: v for k, v in kwargs.items()})
+
+    tokenizer.__class__ = Wrapped
+    assert [ids for ids, _ in tokens_of(tokenizer, ["abc"])] == [tokenizer.backend_tokenizer.encode("ABC").ids]

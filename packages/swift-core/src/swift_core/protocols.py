@@ -101,7 +101,7 @@ class EncodedSample:
     @property
     def trained_tokens(self) -> int:
         """Return how many tokens carry loss once shifted: the first token of a sample is never predicted."""
-        return sum(label != -100 for label in self.labels[1:])
+        return len(self.labels) - self.labels.count(-100) - (self.labels[:1] not in ([], [-100]))
 
 
 @runtime_checkable

@@ -30,6 +30,7 @@ from swift_core.templates.mask import (
 )
 from swift_core.templates.rendering import Renderer, without_marks
 from swift_core.templates.thinking import ThinkingFacts, ThinkingPolicy, probe_thinking
+from swift_core.templates.tokens import tokens_of
 from swift_core.templates.tools import CallForm, probe_calls, with_tool_turns
 
 Tools = list[dict[str, Any]]
