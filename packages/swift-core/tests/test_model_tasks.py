@@ -125,8 +125,29 @@ def test_multimodal_model_with_its_processor(llava: Path) -> None:
     assert (type(model).__name__, type(processor).__name__) == ("LlavaForConditionalGeneration", "LlavaProcessor")
     assert tokenizer_of(processor).pad_token == "<|endoftext|>"
     assert type(get_model_tokenizer(llava, load_model=False)[1]) is type(tokenizer_of(processor))
-    with pytest.raises(ModelError, match="no class for --task_type seq_cls with the architecture 'llava'"):
-        get_model_tokenizer(llava, task_type="seq_cls", num_labels=2)
+    with pytest.raises(ModelError, match="no class for --task_type prm with the architecture 'llava'"):
+        get_model_tokenizer(llava, task_type="prm")
+
+
+def test_multimodal_classifier_reads_pictures_and_survives_saving(llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = load_model(ModelSection(), llava, dtype=torch.float32, task_type="seq_cls", num_labels=3)
+    assert "start at random: score.weight" in caplog.text
+    base: Any = load_model(ModelSection(), llava, dtype=torch.float32)
+    assert torch.equal(model.get_input_embeddings().weight, base.get_input_embeddings().weight)
+    image = model.config.image_token_id
+    tokens = torch.tensor([[*[image] * 4, 5, 6], [*[image] * 4, 5, 0]])
+    inputs = {"input_ids": tokens, "pixel_values": torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))}
+    scores = model(**inputs).logits
+    assert scores.shape == (2, 3)
+    assert not torch.allclose(scores, model(**{**inputs, "pixel_values": -inputs["pixel_values"]}).logits)
+    hidden = base.model(**inputs).last_hidden_state
+    assert torch.allclose(scores, torch.stack([model.score(hidden[0, 5]), model.score(hidden[1, 4])]), atol=1e-5)
+    model.save_pretrained(tmp_path)
+    make_tiny_tokenizer().save_pretrained(tmp_path)
+    caplog.clear()
+    again: Any = load_model(ModelSection(), tmp_path, dtype=torch.float32)
+    assert caplog.text == ""
+    assert torch.allclose(again(**inputs).logits, scores)
 
 
 def test_text_model_gives_its_tokenizer(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
+    PreTrainedModel,
 )
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from swift_core.errors import ModelError
 from swift_core.models.detection import TASK_TYPES
@@ -51,6 +54,8 @@ def auto_class(config: PretrainedConfig, task_type: str, folder: Path) -> Any:
     for auto, mapping in classes:
         if type(config) in mapping or auto.__name__ in own:
             return auto
+    if task_type in SCORING and type(config) in MODEL_MAPPING and "AutoModel" not in own:
+        return scoring_class(MODEL_MAPPING[type(config)])
     # Heads of a model's own code, such as reward models, are often published under the plain class.
     if "AutoModel" in own and (task_type in ("reward", "prm", "reranker") or task_type in GENERATING):
         return AutoModel
@@ -64,6 +69,20 @@ def auto_class(config: PretrainedConfig, task_type: str, folder: Path) -> Any:
         f"{str(folder)!r}: {known} has no class for --task_type {task_type} with the architecture {config.model_type!r}",
         fix="choose another --task_type or another model",
     )
+
+
+@cache
+def scoring_class(backbone: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return a class that scores with a backbone, as transformers makes its own `...ForSequenceClassification`.
+
+    It puts a linear layer `score` on the last token, and is for architectures that transformers has no such class for,
+    which is most multimodal ones.
+    """
+    base = next(kind for kind in backbone.__mro__ if kind.__name__.endswith("PreTrainedModel"))
+    name = backbone.__name__.removesuffix("Model") + "ForSequenceClassification"
+    members = {"__module__": __name__, "__doc__": f"A {backbone.__name__} with a score on its last token."}
+    made: Any = type(name, (GenericForSequenceClassification, base), members)
+    return made
 
 
 def _generating(config: PretrainedConfig) -> tuple[tuple[Any, Any], ...]:

@@ -134,10 +134,8 @@ def frozen_kinds(*, freeze_llm: bool, freeze_vit: bool, freeze_aligner: bool) ->
     return frozenset(kind for kind, frozen in kinds.items() if frozen)
 
 
-def freeze(model: nn.Module, map: ModuleMap, *, freeze_llm: bool, freeze_vit: bool, freeze_aligner: bool) -> dict[Kind, int]:
-    """Set `requires_grad` to false in the parts that are frozen, and return how many weights that are, by part.
-
-    A model of text alone stays as it is: the settings are about multimodal models.
+def frozen_names(model: nn.Module, map: ModuleMap, *, freeze_llm: bool, freeze_vit: bool, freeze_aligner: bool) -> dict[str, Kind]:
+    """Return the parameters that the three settings freeze, with their parts; none of a model of text alone.
 
     Raises:
         ModelError: when nothing would be left to train.
@@ -147,20 +145,31 @@ def freeze(model: nn.Module, map: ModuleMap, *, freeze_llm: bool, freeze_vit: bo
             raise ModelError("--freeze_llm leaves nothing to train: the model is text only", fix="remove --freeze_llm")
         return {}
     kinds = frozen_kinds(freeze_llm=freeze_llm, freeze_vit=freeze_vit, freeze_aligner=freeze_aligner)
-    counts: dict[Kind, int] = {}
-    left = False
-    for name, parameter in model.named_parameters():
-        kind = parameter_kind(name, map)
-        if kind in kinds:
-            parameter.requires_grad_(False)
-            counts[kind] = counts.get(kind, 0) + parameter.numel()
-        else:
-            left = True
-    if not left:
+    found = {name: parameter_kind(name, map) for name, _ in model.named_parameters()}
+    frozen = {name: kind for name, kind in found.items() if kind in kinds}
+    if len(frozen) == len(found):
         raise ModelError(
             "language model, towers and aligner are all frozen, so there is nothing to train",
             fix="set one of --freeze_llm, --freeze_vit, --freeze_aligner to false",
         )
+    return frozen
+
+
+def freeze(model: nn.Module, map: ModuleMap, *, freeze_llm: bool, freeze_vit: bool, freeze_aligner: bool) -> dict[Kind, int]:
+    """Set `requires_grad` to false in the parts that are frozen, and return how many weights that are, by part.
+
+    A model of text alone stays as it is: the settings are about multimodal models. It comes before a tuner's `prepare`, which
+    keeps adapters out of what is frozen here.
+
+    Raises:
+        ModelError: when nothing would be left to train.
+    """
+    names = frozen_names(model, map, freeze_llm=freeze_llm, freeze_vit=freeze_vit, freeze_aligner=freeze_aligner)
+    counts: dict[Kind, int] = {}
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+            counts[names[name]] = counts.get(names[name], 0) + parameter.numel()
     return counts
 
 
