@@ -95,17 +95,25 @@ _LOSSES_OF: dict[str, tuple[str, ...]] = {
 
 def task_problems(config: SftConfig) -> list[Problem]:
     """Return the task options that would have no effect or cannot work, each with its remedy."""
+    return [*_loss_problems(config), *_unused_options(config), *_infonce_problems(config), *_other_sections(config)]
+
+
+def _loss_problems(config: SftConfig) -> list[Problem]:
+    task = config.task
+    allowed = _LOSSES.get(task.task_type, ())
+    if task.loss_type is None or task.loss_type in allowed:
+        return []
+    owner = next(kind for kind, losses in _LOSSES.items() if task.loss_type in losses)
+    fix = f"one of {', '.join(allowed)}" if allowed else f"remove it, or add --task_type {owner}"
+    return [Problem(f"--loss_type {task.loss_type}", f"is no loss of --task_type {task.task_type}", fix)]
+
+
+def _unused_options(config: SftConfig) -> list[Problem]:
     task = config.task
     problems: list[Problem] = []
-    if task.loss_type is not None and task.loss_type not in _LOSSES.get(task.task_type, ()):
-        allowed = _LOSSES.get(task.task_type)
-        owner = next(kind for kind, losses in _LOSSES.items() if task.loss_type in losses)
-        fix = f"one of {', '.join(allowed)}" if allowed else f"remove it, or add --task_type {owner}"
-        problems.append(Problem(f"--loss_type {task.loss_type}", f"is no loss of --task_type {task.task_type}", fix))
-    given = [
-        name for name in TaskSection.model_fields if config.given(name) and getattr(task, name) != TaskSection.model_fields[name].default
-    ]
-    for name in given:
+    for name, info in TaskSection.model_fields.items():
+        if not config.given(name) or getattr(task, name) == info.get_default(call_default_factory=True):
+            continue
         tasks, losses = _TASKS_OF.get(name), _LOSSES_OF.get(name)
         if tasks is not None and task.task_type not in tasks:
             fix = f"remove it, or add --task_type {tasks[0]}"
@@ -115,19 +123,36 @@ def task_problems(config: SftConfig) -> list[Problem]:
             fix = f"remove it, or add --task_type {kind} --loss_type {losses[0]}"
             used = f"--loss_type {task.loss}" if task.loss else f"--task_type {task.task_type}"
             problems.append(Problem(f"--{name}", f"has no effect with {used}", fix))
-    if config.given("infonce_fake_neg_margin") and task.loss == "infonce" and not task.infonce_mask_fake_negative:
-        problems.append(
-            Problem("--infonce_fake_neg_margin", "has no effect on its own", "add --infonce_mask_fake_negative true, or remove it")
-        )
+    return problems
+
+
+def _infonce_problems(config: SftConfig) -> list[Problem]:
+    task = config.task
+    if task.loss != "infonce":
+        return []
+    problems: list[Problem] = []
+    if config.given("infonce_fake_neg_margin") and task.infonce_fake_neg_margin != 0.1 and not task.infonce_mask_fake_negative:
+        fix = "add --infonce_mask_fake_negative true, or remove it"
+        problems.append(Problem("--infonce_fake_neg_margin", "has no effect on its own", fix))
     if not task.infonce_use_batch and (task.infonce_include_qq or task.infonce_include_dd):
         name = "infonce_include_qq" if task.infonce_include_qq else "infonce_include_dd"
         problems.append(Problem(f"--{name}", "takes negatives of the batch, and --infonce_use_batch is false", "remove one of the two"))
-    if task.task_type == "causal_lm":
-        return problems
+    return problems
+
+
+def _other_sections(config: SftConfig) -> list[Problem]:
+    """Return settings of other sections that a task with a loss of its own cannot obey."""
+    kind = config.task.task_type
+    if kind == "causal_lm":
+        return []
+    problems: list[Problem] = []
     if config.command == "pt":
-        problems.append(Problem(f"--task_type {task.task_type}", "plain text has no labels", "use `swift sft`"))
+        problems.append(Problem(f"--task_type {kind}", "plain text has no labels", "use `swift sft`"))
     if config.chat.truncation_strategy == "split":
-        problems.append(Problem("--truncation_strategy split", f"cuts what {task.task_type} needs whole", "choose delete, left or right"))
-    if config.given("loss_scale"):
-        problems.append(Problem("--loss_scale", f"{task.task_type} has no loss on tokens", "remove it"))
+        problems.append(Problem("--truncation_strategy split", f"cuts what {kind} needs whole", "choose delete, left or right"))
+    for name in ("packing", "padding_free", "per_device_token_budget"):
+        if config.given(name) and getattr(config.training, name):
+            problems.append(Problem(f"--{name}", f"lays tokens side by side, and {kind} takes whole texts", "remove it"))
+    if config.given("loss_scale") and config.chat.loss_scale != "default":
+        problems.append(Problem("--loss_scale", f"{kind} has no loss on tokens", "remove it"))
     return problems

@@ -64,7 +64,8 @@ def prepare(config: SftConfig) -> Prepared:
     kind = config.task.task_type
     data = load_datasets(config.data, config.loading, task="reranker" if kind == "generative_reranker" else kind)
     folder = resolve_model_folder(config.loading)
-    tokenizer = load_tokenizer(folder, trust_remote_code=config.loading.trust_remote_code)
+    loading = config.loading
+    tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, new_special_tokens=loading.special_tokens)
     model_config = _model_config(config, folder)
     template = _template(config, folder, tokenizer)
     max_length = config.chat.max_length or max_text_length(folder) or max_model_length(model_config, tokenizer)
