@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import socket
 import subprocess
 import sys
@@ -13,9 +15,11 @@ import torch
 from swift_core.batching.collate import collate
 from swift_core.batching.media import merge_model_inputs, packed_position_ids, with_dummy_media
 from swift_core.config.sections import ModelSection, TemplateSection
+from swift_core.config.training import SftConfig
 from swift_core.errors import DataError
 from swift_core.models.loading import load_model, load_processor
 from swift_core.protocols import EncodedSample, Message, Sample
+from swift_core.tasks.sft import train
 from swift_core.templates.media import ProcessorTemplate, build_processor_template
 from swift_core.testing.tiny_multimodal import AUDIO_KINDS, available_kinds, make_picture, make_tiny_multimodal
 
@@ -192,6 +196,52 @@ def test_two_ranks_mix_text_and_media_without_waiting_for_ever(kind: str, folder
         for rank in ranks:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+
+
+def test_swift_sft_trains_rows_with_pictures(folder: Path, tmp_path: Path) -> None:
+    built("mistral3", folder)
+    make_picture(tmp_path / "pictures", "a.png")
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"<image>Who is number {number}?"}, {"role": "assistant", "content": "A red square."}],
+            "images": ["pictures/a.png"],
+        }
+        for number in range(5)
+    ]
+    rows.append({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]})
+    rows.append({**rows[0], "images": ["pictures/missing.png"]})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    config = SftConfig(
+        model=str(folder / "mistral3"),
+        dataset=[str(tmp_path / "rows.json")],
+        on_bad_row="skip",
+        tuner_type="full",
+        learning_rate=5e-3,
+        max_steps=8,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=1,
+        logging_steps=1,
+        max_pixels=1000,
+        output_dir=str(tmp_path / "run"),
+        add_version=False,
+        use_cpu=True,
+        report_to=["none"],
+        disable_tqdm=True,
+    )
+    config.finish()
+    output = train(config)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "logging.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 0.3
+    saved = json.loads((output.last_checkpoint / "args.json").read_text()) if output.last_checkpoint else {}
+    assert saved["max_pixels"] == 1000
+
+
+def test_a_processor_template_goes_to_other_processes(folder: Path) -> None:
+    _, template = built("gemma3", folder)
+    copied = pickle.loads(pickle.dumps(template))
+    rows = encoded_rows("gemma3", folder, template)
+    assert [row.input_ids for row in encoded_rows("gemma3", folder, copied)] == [row.input_ids for row in rows]
 
 
 def made(ids: int, **inputs: torch.Tensor) -> EncodedSample:

@@ -68,14 +68,15 @@ def _prepared(config: PreviewConfig) -> tuple[str, str]:
     from swift_core.batching.encode import encode_samples
     from swift_core.batching.preview import decoded, legend, preview_report, preview_samples
     from swift_core.data.sources import load_datasets
-    from swift_core.models.loading import load_tokenizer, max_model_length, resolve_model_folder
-    from swift_core.templates.chat import build_template
+    from swift_core.models.loading import load_processor, max_model_length, resolve_model_folder, tokenizer_of
+    from swift_core.templates.media import build_processor_template
 
     data = load_datasets(config.data, config.loading)
     folder = resolve_model_folder(config.loading)
     remote = config.loading.trust_remote_code
-    tokenizer = load_tokenizer(folder, trust_remote_code=remote)
-    template = build_template(tokenizer, config.chat)
+    processor = load_processor(folder, trust_remote_code=remote)
+    tokenizer = tokenizer_of(processor)
+    template = build_processor_template(processor, config.chat, config.media)
     limit = config.chat.max_length
     if limit is None:
         auto_config: Any = AutoConfig

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from swift_core.config.command import CommandConfig
 from swift_core.config.fields import Section, option
-from swift_core.config.sections import DataSection, ModelSection, TemplateSection
+from swift_core.config.sections import DataSection, MediaSection, ModelSection, TemplateSection
 from swift_core.errors import Problem
 
 
@@ -30,6 +30,7 @@ class PreviewConfig(CommandConfig):
     loading: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
     chat: TemplateSection = Field(default_factory=TemplateSection)
+    media: MediaSection = Field(default_factory=MediaSection)
     preview: PreviewSection = Field(default_factory=PreviewSection)
 
     def check(self) -> list[Problem]:

@@ -145,7 +145,8 @@ class MediaLoader:
                 f"{describe(text)} is not a path ({getattr(error, 'strerror', None) or error})", location=origin or None, fix=_FIX
             ) from error
         if found is None:
-            where = "" if path.is_absolute() else f" in {' or '.join(str(place.parent) for place in places)}"
+            named = list(dict.fromkeys("the current folder" if folder == Path() else str(folder) for folder in folders))
+            where = "" if path.is_absolute() else f" in {' or '.join(named)}"
             raise DataError(
                 f"there is no file {describe(text)}{where}",
                 location=origin or None,

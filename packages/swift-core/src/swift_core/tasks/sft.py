@@ -15,10 +15,11 @@ from swift_core.batching.encode import EncodeReport
 from swift_core.batching.stream import EncodedStream
 from swift_core.config.training import SftConfig
 from swift_core.data.report import RowReport, write_rejected
-from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_dtype, resolve_model_folder
+from swift_core.models.loading import load_model, load_processor, max_model_length, resolve_dtype, resolve_model_folder, tokenizer_of
 from swift_core.protocols import EncodedSample, Tuner
 from swift_core.tasks.console import indented, plan_lines, result_lines, say
-from swift_core.templates.chat import ChatTemplate, build_template
+from swift_core.templates.chat import ChatTemplate
+from swift_core.templates.media import build_processor_template
 from swift_core.train.parallel import make_world, training_device
 from swift_core.train.trainer import Trainer, TrainOutput
 from swift_core.train.tuning import load_tuner
@@ -36,6 +37,7 @@ class Prepared:
         train, val: encoded samples.
         rows: what reading found.
         encoded: what encoding found, for training and evaluation samples; None where they are encoded while training.
+        processor: processor of a multimodal model, else the tokenizer.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class Prepared:
     val: Sequence[EncodedSample]
     rows: RowReport
     encoded: tuple[EncodeReport | None, EncodeReport | None]
+    processor: Any
 
 
 def prepare(config: SftConfig) -> Prepared:
@@ -58,14 +61,14 @@ def prepare(config: SftConfig) -> Prepared:
     # Data first: a typing error in a row is found before gigabytes are fetched.
     data = DataPlan(config.data, config.loading, config.encoding, config.launch.external_plugins)
     folder = resolve_model_folder(config.loading)
-    tokenizer = load_tokenizer(folder, trust_remote_code=config.loading.trust_remote_code)
-    template = build_template(tokenizer, config.chat)
+    processor = load_processor(folder, trust_remote_code=config.loading.trust_remote_code)
+    tokenizer = tokenizer_of(processor)
+    template = build_processor_template(processor, config.chat, config.media)
     model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.loading.trust_remote_code, local_files_only=True)
     max_length = config.chat.max_length or max_model_length(model_config, tokenizer)
     found = data.encode(template, config.chat, max_length=max_length)
-    return Prepared(
-        folder, tokenizer, template, max_length, found.train, found.val, found.rows, (found.train_report, found.val_report)
-    )
+    reports = (found.train_report, found.val_report)
+    return Prepared(folder, tokenizer, template, max_length, found.train, found.val, found.rows, reports, processor)
 
 
 def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
