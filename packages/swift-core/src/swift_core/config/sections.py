@@ -204,6 +204,10 @@ class OptimSection(Section):
     """Optimizer options."""
 
     learning_rate: float | None = option(None, "peak learning rate; default: 1e-4 for adapters, 1e-5 for full tuning", basic=True, gt=0)
+    vit_lr: float | None = option(None, "learning rate of the towers that see and hear; default: as --learning_rate", gt=0)
+    aligner_lr: float | None = option(
+        None, "learning rate of the part between towers and language model; default: as --learning_rate", gt=0
+    )
     lr_scheduler_type: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
     ] = option("cosine", "shape of the learning rate over the run")

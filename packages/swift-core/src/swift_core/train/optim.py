@@ -11,26 +11,45 @@ from transformers.optimization import Adafactor
 
 from swift_core.config.sections import OptimSection
 from swift_core.errors import ConfigError, ModelError, Problem
+from swift_core.models.modules import module_map, parameter_kind, unwrap
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters: matrices decay, vectors (biases, norms, scales) do not.
+def parameter_groups(model: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
+    """Split the trainable parameters by learning rate and decay: matrices decay, vectors (biases, norms, scales) do not.
 
     Raises:
-        ModelError: when nothing is trainable.
+        ModelError: when nothing is trainable, or a rate is given for a part that the model does not train.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ModelError("no parameter is trainable", fix="check --tuner_type, --target_modules and the freeze settings")
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    rates = _rates(model, list(trainable), section)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        groups.setdefault((rates[name], parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": group, "lr": rate, "weight_decay": section.weight_decay if decays else 0.0} for (rate, decays), group in groups.items()
+    ]
+
+
+def _rates(model: nn.Module, names: list[str], section: OptimSection) -> dict[str, float]:
+    rate = section.learning_rate or 1e-4
+    special = {"vision_tower": section.vit_lr, "audio_tower": section.vit_lr, "aligner": section.aligner_lr}
+    if not any(special.values()):
+        return dict.fromkeys(names, rate)
+    parts = module_map(unwrap(model))
+    kinds = {name: parameter_kind(name, parts) for name in names}
+    for flag, wanted in (("vit_lr", ("vision_tower", "audio_tower")), ("aligner_lr", ("aligner",))):
+        if getattr(section, flag) and not any(kind in wanted for kind in kinds.values()):
+            raise ModelError(
+                f"--{flag}: this run trains no such part of the model", fix=f"remove it, or train that part: --freeze_{flag[:-3]} false"
+            )
+    return {name: special.get(kind) or rate for name, kind in kinds.items()}
 
 
 def make_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.Optimizer:
     """Build the optimizer that `--optim` names over the trainable parameters of a model."""
-    groups = parameter_groups(model, section.weight_decay)
+    groups = parameter_groups(model, section)
     rate = section.learning_rate or 1e-4
     if section.optim in ("adamw_torch", "adamw_torch_fused"):
         return torch.optim.AdamW(
