@@ -29,11 +29,16 @@ def rounds(system: Any, count: int) -> Any:
 
 
 @cache
-def template(name: str) -> ChatTemplate:
+def tokenizer() -> Any:
     made = make_tiny_tokenizer()
     made.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    return made
+
+
+@cache
+def template(name: str) -> ChatTemplate:
     spec = TEMPLATES.get(name)
-    return ChatTemplate(made, jinja=spec.jinja, stop_words=spec.stop_words, raw_results=True)
+    return ChatTemplate(tokenizer(), jinja=spec.jinja, stop_words=spec.stop_words, raw_results=True)
 
 
 def test_the_table_holds_every_type_and_says_how_it_looks():

@@ -227,10 +227,10 @@ def _field(source: str) -> str | None:
 
 def _empty_block(draw: Draw, ask: Sequence[Message], name: str) -> str:
     """Return what switching thinking off adds to the generation prompt."""
-    prompts = [_try(draw, ask, True, {name: value}) for value in (True, False)]
-    if prompts[0] is None or prompts[1] is None:
+    with_thoughts, without = (_try(draw, ask, True, {name: value}) for value in (True, False))
+    if with_thoughts is None or without is None:
         return ""
-    on, off = (prompt.split(_QUESTION)[-1] for prompt in prompts)
+    on, off = with_thoughts.split(_QUESTION)[-1], without.split(_QUESTION)[-1]
     shared = next((at for at, (one, other) in enumerate(zip(on, off, strict=False)) if one != other), min(len(on), len(off)))
     shared -= shared > 0 and on[shared - 1] == "<"  # two marks that differ after their first character
     # Both may open the block; it belongs to the answer as a whole.

@@ -33,7 +33,7 @@ def with_agent_turns(
     if tools:
         first = rest.pop(0) if rest and rest[0]["role"] == "system" else None
         system: Any = first["content"] if first else default_system
-        turns.append({**(first or {}), "role": "system", "content": agent.format_tools(tools, system, framed=raw_results)})
+        turns.append(cast(Message, {**(first or {}), "role": "system", "content": agent.format_tools(tools, system, framed=raw_results)}))
     names: dict[str, str] = {}
     waiting: list[str] = []
     results: list[Result] = []
