@@ -70,14 +70,11 @@ def test_environment_chooses_hugging_face_and_offline(hubs: list[Any], monkeypat
 
 
 def test_known_names_become_the_id_of_the_chosen_hub(hubs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def models() -> list[ModelSpec]:
-        return [
-            ModelSpec(name="Both-7B", summary="", hf_id="h/Both-7B", ms_id="m/Both-7B"),
-            ModelSpec(name="Only-HF", summary="", hf_id="h/Only-HF"),
-        ]
-
-    monkeypatch.setattr(module, "MODELS", Registry("models", ModelSpec, table=models))
-    monkeypatch.setattr(module, "DATASETS", Registry("datasets", DatasetSpec, table=list))
+    models = Registry("models", ModelSpec)
+    models.register(ModelSpec(name="Both-7B", summary="", hf_id="h/Both-7B", ms_id="m/Both-7B"))
+    models.register(ModelSpec(name="Only-HF", summary="", hf_id="h/Only-HF"))
+    monkeypatch.setattr(module, "MODELS", models)
+    monkeypatch.setattr(module, "DATASETS", Registry("datasets", DatasetSpec))
     resolve("Both-7B")
     resolve("Both-7B@r1", use_hf=True)
     assert [(each, given["revision"]) for each, given in hubs] == [("ms::m/Both-7B", None), ("hf::h/Both-7B", "r1")]

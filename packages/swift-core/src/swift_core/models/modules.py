@@ -145,8 +145,8 @@ def frozen_names(model: nn.Module, map: ModuleMap, *, freeze_llm: bool, freeze_v
             raise ModelError("--freeze_llm leaves nothing to train: the model is text only", fix="remove --freeze_llm")
         return {}
     kinds = frozen_kinds(freeze_llm=freeze_llm, freeze_vit=freeze_vit, freeze_aligner=freeze_aligner)
-    found = {name: parameter_kind(name, map) for name, _ in model.named_parameters()}
-    frozen = {name: kind for name, kind in found.items() if kind in kinds}
+    found: dict[str, Kind] = {name: parameter_kind(name, map) for name, _ in model.named_parameters()}
+    frozen: dict[str, Kind] = {name: kind for name, kind in found.items() if kind in kinds}
     if len(frozen) == len(found):
         raise ModelError(
             "language model, towers and aligner are all frozen, so there is nothing to train",
