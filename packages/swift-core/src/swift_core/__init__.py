@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from swift_core.cards.register import register_model
     from swift_core.config.training import PtConfig, SftConfig
     from swift_core.config.training import TrainingConfig as Seq2SeqTrainingArguments
+    from swift_core.data.registered import register_dataset
     from swift_core.models.loading import get_model_processor, get_model_tokenizer
     from swift_core.tasks.sft import train as sft_main
     from swift_core.templates.chat import build_template as get_template
@@ -22,6 +23,7 @@ __all__ = [
     "get_model_processor",
     "get_model_tokenizer",
     "get_template",
+    "register_dataset",
     "register_model",
     "sft_main",
 ]
@@ -36,6 +38,7 @@ _EXPORTS = {
     "get_model_tokenizer": "swift_core.models.loading:get_model_tokenizer",
     "get_template": "swift_core.templates.chat:build_template",
     "register_model": "swift_core.cards.register:register_model",
+    "register_dataset": "swift_core.data.registered:register_dataset",
     "sft_main": "swift_core.tasks.sft:train",
 }
 
