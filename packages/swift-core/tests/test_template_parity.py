@@ -216,3 +216,36 @@ def test_named_formats_are_the_official_ones(name, theirs):
         assert got.text.rstrip() == expected_text.text.rstrip(), (system, with_tools, shape, thought)
         same += 1
     assert same >= 4
+
+
+MARKED = [name for name, file in OFFICIAL.items() if file.with_name(f"{name}_training.jinja").is_file() and name not in TAKE_PARTS]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_the_mask_is_what_the_marks_of_trl_say(name):
+    """TRL marks the official templates by hand; what it marks beyond ours is given by the prompt, or comes after the end."""
+    tokenizer, template = tokenizer_of(name), made(name, None)
+    marks = OFFICIAL[name].with_name(f"{name}_training.jinja").read_text(encoding="utf-8")
+    compared = 0
+    for system, thought in product((False, True), ("none", "inline")):
+        messages = conversation(system, "one", thought)
+        theirs = as_they_take_it(messages, template._facts.field, thought)
+        given = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        try:
+            output = tokenizer.apply_chat_template(theirs, chat_template=marks, **given)
+        except jinja2.TemplateError:
+            continue
+        encoded = template.encode(Sample(messages))
+        ids = output["input_ids"]
+        if encoded.input_ids[: len(ids)] != ids:  # some of TRL's keep thoughts that the official ones drop
+            continue
+        compared += 1
+        ours = {at for at, label in enumerate(encoded.labels[: len(ids)]) if label != -100}
+        marked = {at for at, mark in enumerate(output["assistant_masks"]) if mark}
+        assert ours <= marked, tokenizer.decode([ids[at] for at in sorted(ours - marked)])
+        prompt = template.encode_prompt(messages[:-1])
+        given_ids = next((at for at, (one, other) in enumerate(zip(ids, prompt, strict=False)) if one != other), min(len(ids), len(prompt)))
+        rest = tokenizer.decode([ids[at] for at in sorted(marked - ours) if at >= given_ids])
+        # The generation prompt may open a thinking block, which answers without thoughts close at once.
+        assert rest.replace("</s>", "").strip() in ("", "</think>", "<think></think>"), repr(rest)
+    assert compared
