@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from swift_core.config.sections import MediaSection
 from swift_core.errors import RequestError, TemplateError
 from swift_core.protocols import InferRequest, Message, RequestConfig
 from swift_core.testing.tiny import make_tiny_model
 from swift_core.testing.tiny_multimodal import available_kinds, make_picture, make_tiny_multimodal
 from swift_infer.engines.transformers import TransformersEngine
+from swift_infer.server.wire import ChatCompletionRequest
 
 GREEDY = RequestConfig(max_tokens=6, temperature=0)
 KINDS = [kind for kind in ("gemma3", "mistral3", "qwen2_5_vl", "internvl") if kind in available_kinds()]
@@ -100,3 +102,27 @@ def test_a_text_model_says_that_it_takes_texts_only(folder: Path) -> None:
     assert engine.prompt_ids(ask(text("Hello "), text("there"))) == engine.prompt_ids(ask("Hello there"))
     with pytest.raises(RequestError, match="texts only"):
         engine.infer([ask({"type": "image", "image": "a.png"}, text("Who?"))], GREEDY)
+
+
+@pytest.mark.parametrize("url", ["/etc/passwd", "file:///etc/passwd", "../a.png", "ftp://example.com/a.png", ""])
+def test_the_server_never_takes_a_path(url: str) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    with pytest.raises(ValidationError, match="neither a data URI nor"):
+        ChatCompletionRequest.model_validate(body)
+
+
+def test_openai_bodies_with_pictures_and_sounds_reach_the_engine(folder: Path) -> None:
+    engine = engine_of("mistral3", folder)
+    picture = make_picture(folder, "wire.png")
+    uri = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": uri, "detail": "low"}}, text("Who?")]
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": parts}]}).infer_request()
+    assert engine.prompt_ids(request) == engine.prompt_ids(ask({"type": "image", "image": str(picture)}, text("Who?")))
+    sound = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": [sound]}]}).infer_request()
+    with pytest.raises(TemplateError, match="takes no audios"):
+        engine.prompt_ids(request)
+    inside = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}]
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": inside}]}).infer_request()
+    with pytest.raises(RequestError, match="private network"):
+        engine.prompt_ids(request)

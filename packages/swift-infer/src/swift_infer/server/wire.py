@@ -24,28 +24,68 @@ class TextPart(WireModel):
     text: str
 
 
+class ImageUrl(WireModel):
+    """Where a picture is: a data URI or an http(s) address; paths of the server's own files are never read."""
+
+    url: str
+
+    @field_validator("url")
+    @classmethod
+    def _remote(cls, value: str) -> str:
+        if not value.lower().startswith(("data:", "http://", "https://")):
+            raise ValueError("is neither a data URI nor an http(s) address")
+        return value
+
+
+class ImagePart(WireModel):
+    """A picture in a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(WireModel):
+    """A sound as base64, and its format."""
+
+    data: str
+    format: Literal["wav", "mp3"] = "wav"
+
+
+class AudioPart(WireModel):
+    """A sound in a message."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+_PARTS = ("text", "image_url", "input_audio")
+
+
 class ChatMessage(WireModel):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]] | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
     def as_message(self) -> Message:
         """Return the turn as chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
-        message = Message(role="system" if self.role == "developer" else self.role, content=text)
+        parts = self.content if isinstance(self.content, list) else []
+        content: Any = [part.model_dump() for part in parts]
+        if all(isinstance(part, TextPart) for part in parts):
+            content = "".join(part.text for part in parts if isinstance(part, TextPart)) if parts else self.content or ""
+        message = Message(role="system" if self.role == "developer" else self.role, content=content)
         if self.tool_calls:
             message["tool_calls"] = self.tool_calls
         return message
 
     @field_validator("content", mode="before")
     @classmethod
-    def _only_text(cls, value: Any) -> Any:
+    def _known_parts(cls, value: Any) -> Any:
         for part in cast(list[Any], value) if isinstance(value, list) else []:
             kind: Any = cast(dict[str, Any], part).get("type") if isinstance(part, dict) else None
-            if kind != "text":
-                raise ValueError(f"parts of type {str(kind)[:40]!r} are not supported, send text")
+            if kind not in _PARTS:
+                raise ValueError(f"parts of type {str(kind)[:40]!r} are not supported, send {', '.join(_PARTS)}")
         return value
 
     @model_validator(mode="after")
