@@ -8,7 +8,7 @@ from swift_core.data.media import MediaLoader
 from swift_core.errors import TemplateError
 from swift_core.models.loading import load_processor
 from swift_core.templates.grounding import with_boxes
-from swift_core.templates.media import build_processor_template
+from swift_core.templates.media import MarkedMedia, ProcessorTemplate, build_processor_template
 from swift_core.testing.tiny_multimodal import make_picture, make_tiny_multimodal
 
 
@@ -20,7 +20,10 @@ def folder(tmp_path_factory):
 def template_of(kind, folder, **media):
     if not (folder / kind).is_dir():
         make_tiny_multimodal(kind, folder / kind)
-    return build_processor_template(load_processor(folder / kind, trust_remote_code=False), TemplateSection(), MediaSection(**media))
+    processor = load_processor(folder / kind, trust_remote_code=False)
+    template = build_processor_template(processor, TemplateSection(), MediaSection(**media))
+    assert isinstance(template, ProcessorTemplate)
+    return template
 
 
 def sample_of(folder, box, **objects):
@@ -47,6 +50,7 @@ def sample_of(folder, box, **objects):
 def test_boxes_reach_the_trained_tokens(folder, media, expected):
     template = template_of("llava", folder, **media)
     marked = template.mark(sample_of(folder, [28, 14, 56, 56]))
+    assert isinstance(marked, MarkedMedia)
     assert "the cat" in marked.text
     assert "<bbox>" not in marked.text
     assert "<ref-object>" not in marked.text
