@@ -65,7 +65,7 @@ def test_a_pair_of_an_encoder_has_two_parts(bert: Any) -> None:
 
 
 def test_a_chat_model_reads_turns_and_is_asked_for_its_answer() -> None:
-    tokenizer = make_tiny_tokenizer()
+    tokenizer: Any = make_tiny_tokenizer()
     encoder = TextEncoder(tokenizer, ChatTemplate(tokenizer), max_length=None, truncation="delete", report=TextReport())
     assert tokenizer.decode(encoder.text(said("hello", "assistant")).input_ids) == "<|im_start|>user\nhello<|im_end|>\n"
     assert tokenizer.decode(encoder.conversation(said("hello")).input_ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
