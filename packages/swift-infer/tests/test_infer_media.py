@@ -18,7 +18,7 @@ from swift_infer.engines.transformers import TransformersEngine
 from swift_infer.server.wire import ChatCompletionRequest
 
 GREEDY = RequestConfig(max_tokens=6, temperature=0)
-KINDS = [kind for kind in ("gemma3", "mistral3", "qwen2_5_vl", "internvl") if kind in available_kinds()]
+KINDS = [kind for kind in ("gemma3", "idefics3", "mistral3", "qwen2_5_vl") if kind in available_kinds()]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_answers_are_those_of_the_model_given_the_processors_inputs(kind: str, f
 
 
 def test_a_picture_changes_the_numbers_that_come_out(folder: Path) -> None:
-    engine = engine_of("mistral3", folder)
+    engine = engine_of("llava_next", folder)
     pictures = [make_picture(folder, f"{number}.png", color=color) for number, color in enumerate(((255, 0, 0), (0, 255, 255)))]
     encoded: list[Any] = [engine._encoded(ask({"type": "image", "image": str(picture)}, text("Who?"))) for picture in pictures]
     assert encoded[0].input_ids == encoded[1].input_ids
@@ -85,15 +85,15 @@ def test_a_picture_changes_the_numbers_that_come_out(folder: Path) -> None:
     ],
 )
 def test_media_that_cannot_be_read_are_refused(part: dict[str, Any], reason: str, folder: Path) -> None:
-    engine = engine_of("mistral3", folder)
+    engine = engine_of("llava_next", folder)
     with pytest.raises((RequestError, TemplateError), match=reason):
         engine.infer([ask(part, text("Who?"))], GREEDY)
 
 
 def test_pixels_are_bounded_by_the_engines_settings(folder: Path) -> None:
     picture = {"type": "image", "image": str(make_picture(folder, "large.png", size=(200, 200)))}
-    whole = engine_of("mistral3", folder).prompt_ids(ask(picture))
-    small = engine_of("mistral3", folder, media=MediaSection(max_pixels=28 * 28)).prompt_ids(ask(picture))
+    whole = engine_of("llava_next", folder).prompt_ids(ask(picture))
+    small = engine_of("llava_next", folder, media=MediaSection(max_pixels=28 * 28)).prompt_ids(ask(picture))
     assert len(small) < len(whole)
 
 
@@ -112,7 +112,7 @@ def test_the_server_never_takes_a_path(url: str) -> None:
 
 
 def test_openai_bodies_with_pictures_and_sounds_reach_the_engine(folder: Path) -> None:
-    engine = engine_of("mistral3", folder)
+    engine = engine_of("llava_next", folder)
     picture = make_picture(folder, "wire.png")
     uri = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
     parts = [{"type": "image_url", "image_url": {"url": uri, "detail": "low"}}, text("Who?")]

@@ -423,7 +423,12 @@ AUDIO_KINDS = ("qwen2_audio",)
 
 def available_kinds() -> tuple[str, ...]:
     """Return the architectures whose processors can be made with the libraries that are installed."""
-    return KINDS if find_spec("torchvision") else tuple(kind for kind in KINDS if kind not in VIDEO_KINDS)
+    absent: set[str] = set()
+    if not find_spec("torchvision"):
+        absent |= {*VIDEO_KINDS, "pixtral", "mistral3"}
+    if not find_spec("num2words"):
+        absent.add("smolvlm")
+    return tuple(kind for kind in KINDS if kind not in absent)
 
 
 def make_tiny_multimodal(kind: str, folder: Path, *, seed: int = 0) -> Path:
