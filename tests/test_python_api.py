@@ -44,7 +44,12 @@ def test_config_in_answer_out(tmp_path: Path) -> None:
     model_path = make_tiny_model(tmp_path / "model")
     result = sft_main(
         SftConfig(
-            model=str(model_path), dataset=["self-cognition#16"], max_steps=2, output_dir=str(tmp_path / "run"), use_cpu=True, report_to=["none"]
+            model=str(model_path),
+            dataset=["self-cognition#16"],
+            max_steps=2,
+            output_dir=str(tmp_path / "run"),
+            use_cpu=True,
+            report_to=["none"],
         )
     )
     assert result.last_checkpoint is not None

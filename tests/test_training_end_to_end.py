@@ -95,7 +95,18 @@ def test_killed_between_steps_and_resumed_equals_undisturbed(model: Path, whole:
         "CALLBACKS.register(CallbackSpec(name='slow', summary='waits', target='slow_callback:Slow'))\n"
     )
     run_dir = tmp_path / "run"
-    words = ["sft", "--model", str(model), *SETTINGS, "--output_dir", str(run_dir), "--external_plugins", str(plugin), "--callbacks", "slow"]
+    words = [
+        "sft",
+        "--model",
+        str(model),
+        *SETTINGS,
+        "--output_dir",
+        str(run_dir),
+        "--external_plugins",
+        str(plugin),
+        "--callbacks",
+        "slow",
+    ]
     process = subprocess.Popen([sys.executable, "-m", "swift_core", *words], env=environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

@@ -103,7 +103,7 @@ def test_weights_multiply_the_loss(tmp_path: Path) -> None:
 
 def test_padded_and_packed_hold_the_same_rows() -> None:
     packed, padded = collate(samples(), pad_token_id=0, packed=True), collate(samples(), pad_token_id=0)
-    again = packed.padded(0)
+    again = packed.padded()
     assert packed.trained_tokens == padded.trained_tokens and packed.tokens == padded.tokens == 21
     for name in ("input_ids", "attention_mask", "labels", "loss_scale"):
         left, right = getattr(again, name), getattr(padded, name)

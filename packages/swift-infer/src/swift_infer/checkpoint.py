@@ -22,6 +22,7 @@ _BASE = ("model_revision", "use_hf")
 # Settings that shape prompts and numbers. trust_remote_code is not among them: a file never switches it on.
 _RUN = (
     *("torch_dtype", "attn_impl", "template", "system", "use_chat_template", "chat_template_kwargs"),
+    *("agent_template", "enable_thinking", "preserve_thinking", "add_non_thinking_prefix", "response_prefix"),
     *("max_pixels", "min_pixels", "video_max_pixels", "fps", "max_frames"),
 )
 

@@ -29,6 +29,15 @@ class ChatSection(Section):
     max_length: int | None = option(None, "most tokens of prompt and answer together; default: what the model allows", ge=1)
     use_chat_template: bool = option(True, "render messages with the chat template; false joins their texts as they are")
     chat_template_kwargs: dict[str, Any] = option({}, 'variables for the chat template, as JSON: {"enable_thinking": false}')
+    agent_template: str | None = option(
+        None, "how tools and calls are written where the chat template has no place for them (see `swift list agent_templates`)"
+    )
+    enable_thinking: bool | None = option(None, "make the model think before it answers, or keep it from that; default: the template's own")
+    preserve_thinking: bool | None = option(None, "keep or remove the thoughts of earlier answers; default: the template's own")
+    add_non_thinking_prefix: bool | None = option(
+        None, "open answers without thoughts with the template's empty thinking block; default: the template's own"
+    )
+    response_prefix: str | None = option(None, "text that every answer starts with")
 
 
 class GenerationSection(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,9 @@ class Batch:
         segments: lengths of the samples of a packed batch; None when it is padded.
         loss_scale: `[batch, seq]` weight of each token's loss, or None when all weigh 1.
         model_inputs: further inputs of the model, such as `pixel_values`.
+        positions: positions of a packed row where the model counts in a way of its own.
+        samples: what a packed batch was made of, in order.
+        pad_token_id: fills rows when it is padded after all.
     """
 
     input_ids: torch.Tensor
@@ -35,6 +38,9 @@ class Batch:
     segments: tuple[int, ...] | None = None
     loss_scale: torch.Tensor | None = None
     model_inputs: Mapping[str, Any] | None = None
+    positions: torch.Tensor | None = None
+    samples: Sequence[EncodedSample] = ()
+    pad_token_id: int = 0
 
     @property
     def trained_tokens(self) -> int:
@@ -48,7 +54,9 @@ class Batch:
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """Return the positions of a packed batch, `[1, tokens]`: each sample counts from 0."""
+        """Return the positions of a packed batch, `[1, tokens]` or as the model counts them: each sample starts from 0."""
+        if self.positions is not None:
+            return self.positions
         lengths = self.segments or (self.input_ids.shape[1],)
         return torch.cat([torch.arange(length, device=self.input_ids.device) for length in lengths])[None]
 
@@ -65,45 +73,58 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             loss_scale=None if self.loss_scale is None else self.loss_scale.to(device, non_blocking=True),
             model_inputs=moved,
+            positions=None if self.positions is None else self.positions.to(device, non_blocking=True),
         )
 
     def masked(self) -> Batch:
         """Return the batch without any trained token: a rank that has no samples left runs it to stay in step with the others."""
         return replace(self, labels=torch.full_like(self.labels, IGNORED), origins=[])
 
-    def padded(self, pad_token_id: int = 0) -> Batch:
+    def padded(self) -> Batch:
         """Return a packed batch as padded rows."""
         if self.segments is None:
             return self
-
-        def rows(packed: torch.Tensor, fill: float) -> torch.Tensor:
-            parts = packed[0].split(list(self.segments or ()))
-            return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=fill)
-
-        return replace(
-            self,
-            input_ids=rows(self.input_ids, pad_token_id),
-            attention_mask=rows(self.attention_mask, 0),
-            labels=rows(self.labels, IGNORED),
-            loss_scale=None if self.loss_scale is None else rows(self.loss_scale, 0.0),
-            segments=None,
-        )
+        padded = collate(self.samples, pad_token_id=self.pad_token_id).to(self.input_ids.device)
+        return padded if (self.labels != IGNORED).any() else padded.masked()
 
 
-def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, packed: bool = False) -> Batch:
+Positions = Callable[[Sequence[EncodedSample]], torch.Tensor]
+
+
+def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, packed: bool = False, positions: Positions | None = None) -> Batch:
     """Lay samples out: as one row of segments when `packed`, else padded on the right to the longest of them.
 
-    Samples with media are padded: their positions depend on the model.
+    Args:
+        samples: samples of one micro-batch.
+        pad_token_id: fills shorter rows.
+        packed: one row without padding; samples with media are packed only where `positions` is given.
+        positions: counts the positions of a packed row, for models that do it in a way of their own.
     """
-    media = [sample for sample in samples if sample.model_inputs]
+    media = any(sample.model_inputs for sample in samples)
     scaled = any(sample.loss_scale is not None for sample in samples)
     origins = [sample.origin for sample in samples]
-    if packed and not media:
+    inputs = None
+    packed = packed and (not media or positions is not None)
+    if media:
+        from swift_core.batching.media import merge_model_inputs  # texts do without the image libraries
+
+        inputs = merge_model_inputs(samples, packed=packed)
+    if packed:
         ids = torch.tensor([token for sample in samples for token in sample.input_ids], dtype=torch.long)[None]
         labels = torch.tensor([label for sample in samples for label in (IGNORED, *sample.labels[1:])], dtype=torch.long)[None]
         scale = torch.tensor([weight for sample in samples for weight in _scale(sample)])[None] if scaled else None
-        segments = tuple(len(sample) for sample in samples)
-        return Batch(ids, torch.ones_like(ids), labels, origins, segments=segments, loss_scale=scale)
+        return Batch(
+            ids,
+            torch.ones_like(ids),
+            labels,
+            origins,
+            segments=tuple(len(sample) for sample in samples),
+            loss_scale=scale,
+            model_inputs=inputs,
+            positions=positions(samples) if media and positions is not None else None,
+            samples=samples,
+            pad_token_id=pad_token_id,
+        )
     longest = max(len(sample) for sample in samples)
     input_ids = torch.full((len(samples), longest), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros((len(samples), longest), dtype=torch.long)
@@ -115,11 +136,6 @@ def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, packed: bool
         labels[row, 1 : len(sample)] = torch.tensor(sample.labels[1:], dtype=torch.long)
         if scale is not None:
             scale[row, : len(sample)] = torch.tensor(_scale(sample))
-    inputs = None
-    if media:
-        from swift_core.batching.media import merge_model_inputs  # texts do without the image libraries
-
-        inputs = merge_model_inputs(list(samples))
     return Batch(input_ids, attention_mask, labels, origins, loss_scale=scale, model_inputs=inputs)
 
 

@@ -83,8 +83,10 @@ class CommandConfig(BaseModel):
         self._sources[name] = why
 
     def given(self, name: str) -> bool:
-        """Say whether a setting was given by file, flag or Python rather than left to its default."""
-        return name in self._sources and not self._sources[name].startswith("derived")
+        """Say whether a setting was given by file, flag or Python, as something else than its default."""
+        setting = self.settings().get(name)
+        default = setting.default if setting is not None else None
+        return name in self._sources and not self._sources[name].startswith("derived") and getattr(self, name) != default
 
     @classmethod
     def settings(cls) -> dict[str, Setting]:

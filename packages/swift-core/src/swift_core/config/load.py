@@ -68,9 +68,6 @@ def understand(kind: type[C], argv: Sequence[str]) -> Invocation[C]:
     sources: dict[str, str] = {}
     for path in config_files(words):
         found, places = read_config_file(path, problems)
-        if path.name == ARGS_FILE:
-            # A saved run lists every setting; one that was left at its default was not given then, and is not now.
-            found = {name: value for name, value in found.items() if name not in settings or value != settings[name].default}
         for name, value in found.items():
             target = ALIASES.get(name, name) if name not in settings else name
             if target != name and target in settings:

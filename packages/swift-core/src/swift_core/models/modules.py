@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from swift_core.cards.models import ModulePaths, families
+from swift_core.config.sections import TunerSection
 from swift_core.errors import ModelError
 
 Kind = Literal["language_model", "aligner", "vision_tower", "audio_tower", "generator"]
@@ -171,6 +172,16 @@ def freeze(model: nn.Module, map: ModuleMap, *, freeze_llm: bool, freeze_vit: bo
             parameter.requires_grad_(False)
             counts[names[name]] = counts.get(names[name], 0) + parameter.numel()
     return counts
+
+
+def freeze_parts(model: nn.Module, section: TunerSection) -> dict[Kind, int]:
+    """Freeze what `--freeze_llm`, `--freeze_vit` and `--freeze_aligner` say, before a tuner's `prepare`.
+
+    Raises:
+        ModelError: when nothing would be left to train.
+    """
+    flags = {"freeze_llm": section.freeze_llm, "freeze_vit": section.freeze_vit, "freeze_aligner": section.freeze_aligner}
+    return freeze(model, module_map(model), **flags)
 
 
 def frozen_parts(model: nn.Module, map: ModuleMap) -> frozenset[Kind]:

@@ -160,8 +160,15 @@ def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     return None if _segments.get() is not None else sdpa_mask(*args, **kwargs)
 
 
-def use_packed_attention(model: Any) -> None:
-    """Make a transformers model attend through this function."""
+def text_attention(model: Any) -> str:
+    """Return the attention implementation of a model's language part."""
+    return model.config.get_text_config()._attn_implementation
+
+
+def set_text_attention(model: Any, name: str) -> None:
+    """Choose the attention implementation of a model's language part; towers that see and hear keep theirs."""
     AttentionInterface.register(NAME, packed_attention)  # pyright: ignore[reportArgumentType]
     AttentionMaskInterface.register(NAME, packed_mask)  # pyright: ignore[reportArgumentType]
-    model.set_attn_implementation(NAME)
+    text = model.config.get_text_config()
+    inside = [key for key in getattr(model.config, "sub_configs", {}) if getattr(model.config, key, None) is text]
+    model.set_attn_implementation({inside[0]: name} if inside else name)

@@ -12,7 +12,7 @@ from torch import nn
 
 from swift_core.batching.collate import IGNORED, Batch
 from swift_core.errors import ModelError
-from swift_core.scoring.attention import NAME, packed, use_packed_attention
+from swift_core.scoring.attention import NAME, packed, set_text_attention, text_attention
 from swift_core.scoring.head import chunked_cross_entropy, count_correct
 
 logger = logging.getLogger(__name__)
@@ -102,17 +102,19 @@ class Scorer:
 
     def _packing_differs(self, batch: Batch) -> str | None:
         model = self._causal_lm()
-        before = model.config._attn_implementation
+        before = text_attention(model)
         if before not in (NAME, "sdpa", "eager"):
             return f"--attn_impl {before} was asked for"
-        tokens = batch.input_ids[0]
-        one, two = tokens[:7], tokens[-5:]
+        # Trained tokens: answers hold no placeholders of media.
+        trained = batch.labels[batch.labels != IGNORED]
+        tokens = (trained if len(trained) else batch.input_ids[0]).repeat(12)[:12]
+        one, two = tokens[:7], tokens[7:]
         alone = [self._hidden(_row(part)) for part in (one, two)]
-        use_packed_attention(model)
+        set_text_attention(model, NAME)
         together = self._hidden(_row(torch.cat([one, two]), (len(one), len(two))))
         reason = _difference(together, torch.cat(alone, dim=1))
         if reason is not None:
-            model.set_attn_implementation(before)
+            set_text_attention(model, before)
         return reason
 
     # ---- the model in parts ----------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class Scorer:
 
 def _inputs(batch: Batch) -> dict[str, Any]:
     if batch.segments is not None:
-        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **(batch.model_inputs or {})}
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **(batch.model_inputs or {})}
 
 

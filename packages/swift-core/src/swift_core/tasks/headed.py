@@ -16,6 +16,7 @@ from swift_core.data.report import RowReport, write_rejected
 from swift_core.data.sources import load_datasets
 from swift_core.errors import DataError, TemplateError
 from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_dtype, resolve_model_folder
+from swift_core.models.modules import freeze_parts
 from swift_core.protocols import EncodedSample, Sample, Tuner
 from swift_core.tasks.classification import Labels, SequenceClassification, find_labels
 from swift_core.tasks.console import indented, plan_lines, result_lines, say
@@ -160,6 +161,7 @@ def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tune
         # The head of a decoder reads the last token that does not pad, so it must know the token that pads here.
         settings.pad_token_id = settings.get_text_config().pad_token_id = prepared.tokenizer.pad_token_id
     model: nn.Module = loaded
+    freeze_parts(model, config.tuner)
     tuner = load_tuner(config.tuner.tuner_type)
     if config.loading.adapters:
         for adapter in config.loading.adapters:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from swift_core.batching.cache import DataPlan
 from swift_core.batching.encode import EncodeReport
+from swift_core.batching.media import packed_position_ids
 from swift_core.batching.stream import EncodedStream
 from swift_core.config.training import SftConfig
 from swift_core.data.report import RowReport, write_rejected
+from swift_core.models.config import load_config
 from swift_core.models.loading import load_model, load_processor, max_model_length, resolve_dtype, resolve_model_folder, tokenizer_of
+from swift_core.models.modules import freeze_parts, unwrap
 from swift_core.protocols import EncodedSample, Tuner
 from swift_core.tasks.console import indented, plan_lines, result_lines, say
 from swift_core.templates.chat import ChatTemplate
-from swift_core.templates.media import build_processor_template
-from swift_core.train.parallel import make_world, training_device
+from swift_core.templates.media import ProcessorTemplate, build_processor_template
+from swift_core.train.parallel import World, make_world, training_device
+from swift_core.train.task import CausalLm
 from swift_core.train.trainer import Trainer, TrainOutput
 from swift_core.train.tuning import load_tuner
 
@@ -61,11 +66,11 @@ def prepare(config: SftConfig) -> Prepared:
     # Data first: a typing error in a row is found before gigabytes are fetched.
     data = DataPlan(config.data, config.loading, config.encoding, config.launch.external_plugins)
     folder = resolve_model_folder(config.loading)
-    processor = load_processor(folder, trust_remote_code=config.loading.trust_remote_code)
+    remote, tokens = config.loading.trust_remote_code, config.loading.special_tokens
+    processor = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens)
     tokenizer = tokenizer_of(processor)
     template = build_processor_template(processor, config.chat, config.media)
-    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.loading.trust_remote_code, local_files_only=True)
-    max_length = config.chat.max_length or max_model_length(model_config, tokenizer)
+    max_length = config.chat.max_length or max_model_length(load_config(config.loading, folder), tokenizer)
     found = data.encode(template, config.chat, max_length=max_length)
     reports = (found.train_report, found.val_report)
     return Prepared(folder, tokenizer, template, max_length, found.train, found.val, found.rows, reports, processor)
@@ -81,7 +86,8 @@ def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
     dtype = resolve_dtype(config.loading, folder, device=device)
     # The starting values of new weights must not depend on what ran before.
     set_seed(config.training.seed)
-    model: nn.Module = load_model(config.loading, folder, dtype=dtype)
+    model: nn.Module = load_model(config.loading, folder, dtype=dtype, task_type="causal_lm")
+    freeze_parts(model, config.tuner)
     model.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     tuner = load_tuner(config.tuner.tuner_type)
     if config.loading.adapters:
@@ -102,7 +108,18 @@ def train(config: SftConfig) -> TrainOutput:
     prepared = prepare(config)
     say(world, _data_lines(prepared))
     model, tuner = build_model(config, prepared.folder)
-    trainer = Trainer(model, config, prepared.train, prepared.val, tokenizer=prepared.tokenizer, tuner=tuner, world=world)
+    task = _task(config, prepared, model, world)
+    trainer = Trainer(
+        model,
+        config,
+        prepared.train,
+        prepared.val,
+        tokenizer=prepared.tokenizer,
+        processor=prepared.processor,
+        tuner=tuner,
+        world=world,
+        task=task,
+    )
     run_dir = trainer.locate()
     if world.is_main and config.data.on_bad_row == "quarantine" and prepared.rows.bad:
         count = write_rejected(prepared.rows, run_dir / "rejected.jsonl")
@@ -111,6 +128,14 @@ def train(config: SftConfig) -> TrainOutput:
     output = trainer.train()
     say(world, result_lines(output))
     return output
+
+
+def _task(config: SftConfig, prepared: Prepared, model: nn.Module, world: World) -> CausalLm:
+    packs = config.training.padding_free is not False
+    if not isinstance(prepared.template, ProcessorTemplate):
+        return CausalLm(packs=packs)
+    dummy = prepared.template.dummy() if world.size > 1 else None
+    return CausalLm(packs=packs, positions=partial(packed_position_ids, unwrap(model)), dummy=dummy)
 
 
 def _data_lines(prepared: Prepared) -> list[str]:

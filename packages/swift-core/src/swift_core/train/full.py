@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from swift_core.config.sections import TunerSection
 from swift_core.errors import CheckpointError, ModelError
 from swift_core.models.folder import check_model_folder
+from swift_core.models.modules import frozen_names, module_map
 from swift_core.models.quiet import quiet_transformers
 from swift_core.registry import nearest
 
@@ -38,7 +39,8 @@ class FullTuner:
         if not isinstance(options, TunerSection):
             raise ModelError(f"the tuner full takes TunerSection, not {type(options).__name__}", fix="pass config.tuner")
         names = [name for name, _ in model.named_parameters()]
-        frozen = _first_share(model, options.freeze_parameters_ratio)
+        parts = {"freeze_llm": options.freeze_llm, "freeze_vit": options.freeze_vit, "freeze_aligner": options.freeze_aligner}
+        frozen = _first_share(model, options.freeze_parameters_ratio) | set(frozen_names(model, module_map(model), **parts))
         frozen |= _with_prefix(names, options.freeze_parameters, "--freeze_parameters")
         frozen |= _matching(names, options.freeze_parameters_regex, "--freeze_parameters_regex")
         frozen -= _with_prefix(names, options.trainable_parameters, "--trainable_parameters")

@@ -9,7 +9,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import nn
 
-from swift_core.batching.collate import Batch, collate
+from swift_core.batching.collate import Batch, Positions, collate
+from swift_core.batching.media import with_dummy_media
 from swift_core.protocols import EncodedSample
 from swift_core.scoring.scorer import Scorer
 
@@ -85,12 +86,16 @@ class CausalLm:
 
     Args:
         packs: lay samples side by side without padding.
+        positions: counts the positions of a packed row, for models that do it in a way of their own.
+        dummy: joins batches without media, so that every rank runs the same parts of a multimodal model.
     """
 
     unit = "tokens"
 
-    def __init__(self, *, packs: bool = True) -> None:
+    def __init__(self, *, packs: bool = True, positions: Positions | None = None, dummy: EncodedSample | None = None) -> None:
         self.packs = packs
+        self._positions = positions
+        self._dummy = dummy
         self._scorer: Scorer | None = None
 
     def weight(self, sample: EncodedSample) -> int:
@@ -103,7 +108,9 @@ class CausalLm:
 
     def collate(self, samples: Sequence[EncodedSample], *, pad_token_id: int) -> Batch:
         """Lay samples side by side, or pad them on the right."""
-        return collate(samples, pad_token_id=pad_token_id, packed=self.packs)
+        if self._dummy is not None:
+            samples = with_dummy_media(samples, self._dummy)
+        return collate(samples, pad_token_id=pad_token_id, packed=self.packs, positions=self._positions)
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the summed cross-entropy in nats over the trained tokens."""

@@ -78,6 +78,7 @@ class Trainer:
         train_dataset: samples with `input_ids` and `labels`, or a stream of them.
         eval_dataset: samples to evaluate on.
         tokenizer: saved with every checkpoint.
+        processor: of a multimodal model; saved in place of the tokenizer, which is a part of it.
         tuner: knows how to save and restore the trained part; found from the model when not given.
         callbacks: `transformers.TrainerCallback` objects.
         world: the processes of the run, when they have been joined already.
@@ -95,6 +96,7 @@ class Trainer:
         eval_dataset: Sequence[EncodedSample] | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        processor: Any = None,
         tuner: Tuner | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         world: World | None = None,
@@ -105,6 +107,7 @@ class Trainer:
         self.args = args
         self.model = model
         self.tokenizer = tokenizer
+        self.processor = processor
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset or []
         self.world = world or make_world(args.launch, bf16=bool(args.training.bf16))
@@ -384,8 +387,9 @@ class Trainer:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.tuner.save(self.model, path)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(path))
+        described = self.processor or self.tokenizer
+        if described is not None:
+            described.save_pretrained(str(path))
         self.task.save(path)
         self._write_args(path)
 

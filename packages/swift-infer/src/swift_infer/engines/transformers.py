@@ -122,7 +122,7 @@ class TransformersEngine:
     def _assemble(self, model: Any, processor: Any, chat: ChatSection, media: MediaSection, max_batch_size: int, model_name: str) -> None:
         if max_batch_size < 1:
             raise EngineError(f"max_batch_size is {max_batch_size}", fix="give 1 or more")
-        values = {name: getattr(chat, name) for name in ("template", "system", "use_chat_template", "chat_template_kwargs")}
+        values = {name: getattr(chat, name) for name in TemplateSection.model_fields if name in type(chat).model_fields}
         self.model_name = model_name
         self.model = model
         self.tokenizer = tokenizer_of(processor)

@@ -72,6 +72,4 @@ def _check(loss_type: str, beta: float, label_smoothing: float, *, lengths: tupl
     if label_smoothing and loss_type != "sigmoid":
         raise TrainingError(f"label_smoothing has no meaning for {loss_type}", fix="leave it at 0 or choose sigmoid")
     if any((given is not None) != (loss_type == "ipo") for given in lengths):
-        raise TrainingError(
-            "answer lengths belong to ipo, and ipo needs both", fix="pass both lengths with ipo and none else"
-        )
+        raise TrainingError("answer lengths belong to ipo, and ipo needs both", fix="pass both lengths with ipo and none else")
