@@ -104,7 +104,7 @@ def test_registered_targets_exist(name: str):
         except PluginError as error:
             wrong.append(str(error))
         else:
-            if not callable(found):
+            if not callable(found) and name != "agent_templates":  # an agent format is a value
                 wrong.append(f"{spec.name}: {target} is a {type(found).__name__}")
     assert wrong == []
 

@@ -18,6 +18,7 @@ NOT_IMPORTED = {
         "tensorboard": "torch.utils.tensorboard imports it",
         "Jinja2": "transformers imports it to render chat templates",
         "gguf": "transformers imports it to read GGUF weights",
+        "torchvision": "transformers' video and image processors import it",
         "pyarrow": "datasets hands out its tables",
     },
     "swift-infer": {

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from swift_core.data.formats import rename, to_sample
-from swift_core.data.turns import Refused
+from swift_core.data.values import Refused
 from swift_core.errors import DataError
 
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

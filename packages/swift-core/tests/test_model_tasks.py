@@ -184,7 +184,7 @@ def test_library_that_a_processor_needs(llava: Path, monkeypatch: pytest.MonkeyP
     def fail(*arguments: object, **named: object) -> None:
         raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library but it was not found in your environment.")
 
-    monkeypatch.setattr(processing.AutoProcessor, "from_pretrained", fail)
+    monkeypatch.setattr(processing.AutoProcessor, "from_pretrained", fail)  # pyright: ignore[reportPrivateImportUsage]
     with pytest.raises(MissingDependencyError, match="pip install 'torchvision'"):
         load_processor(llava, trust_remote_code=False)
 

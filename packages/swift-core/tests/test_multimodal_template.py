@@ -14,7 +14,8 @@ from swift_core.config.sections import MediaSection, TemplateSection
 from swift_core.errors import TemplateError
 from swift_core.models.loading import load_processor
 from swift_core.protocols import Message, Sample
-from swift_core.templates.media import ProcessorTemplate, build_processor_template, is_multimodal, read_replacements, widen
+from swift_core.templates.expansion import read_replacements, widen
+from swift_core.templates.media import ProcessorTemplate, build_processor_template, is_multimodal
 from swift_core.testing.tiny_multimodal import AUDIO_KINDS, VIDEO_KINDS, available_kinds, make_picture, make_tiny_multimodal
 
 KINDS = available_kinds()

@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from swift_core.config.sections import TemplateSection
 from swift_core.errors import DataError, TemplateError
 from swift_core.protocols import EncodedSample, Sample
-from swift_core.templates.chat import ChatTemplate, MarkedText
+from swift_core.templates.chat import ChatTemplate
+from swift_core.templates.marked import MarkedText
 
 CHUNK = 512
 """Texts that go through the tokenizer in one call."""

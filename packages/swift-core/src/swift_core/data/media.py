@@ -280,12 +280,13 @@ class MediaLoader:
                         location=origin or None,
                         fix="shrink the file, or raise --media_max_pixels",
                     )
-                seconds = float(stream.duration * stream.time_base) if stream.duration else float(container.duration or 0) / 1e6
+                timed = stream.duration is not None and stream.time_base is not None
+                seconds = float(stream.duration * stream.time_base) if timed else float(container.duration or 0) / 1e6  # pyright: ignore
                 total = stream.frames or round(seconds * rate)
                 if total > rate * self.section.media_max_seconds:
                     raise self._too_long(total / rate, source, origin)
                 return self._take(container, total, rate, most, describe(source))
-        except (av.FFmpegError, *_DAMAGED) as error:
+        except (av.FFmpegError, *_DAMAGED) as error:  # pyright: ignore[reportPrivateImportUsage]
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{describe(source)} is not a video that can be read", location=origin or None, fix=_FIX) from error

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 import sys
+from itertools import islice
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from swift_core.batching.preview import legend, preview_samples
+from swift_core.batching.stream import EncodedStream
 from swift_core.config.training import SftConfig
+from swift_core.models.auto_class import auto_class
+from swift_core.models.config import load_config
 from swift_core.models.loading import resolve_dtype
+from swift_core.models.modules import freeze_parts
+from swift_core.protocols import EncodedSample
 from swift_core.scoring.head import CHUNK_ROWS
 from swift_core.tasks.sft import Prepared, prepare
 from swift_core.train.estimate import MemoryEstimate, estimate_memory
 from swift_core.train.parallel import training_device
 from swift_core.train.tuning import load_tuner
 
+_LOOKED_AT = 64
 _STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adafactor": 0, "sgd": 0}
 
 
@@ -31,26 +37,45 @@ def show(config: SftConfig) -> None:
     prepared = prepare(config)
     color = sys.stdout.isatty()
     write = sys.stdout.write
-    write(legend(color=color) + "\n\n" + preview_samples(prepared.train[:3], prepared.tokenizer, color=color) + "\n")
-    write(prepared.rows.summary() + "\n" + prepared.encoded[0].summary() + "\n\n")
-    steps_per_epoch = math.ceil(len(prepared.train) / _samples_per_step(config))
-    total = config.training.max_steps if config.training.max_steps > 0 else math.ceil(config.training.num_train_epochs * steps_per_epoch)
-    write(f"plan: {total} steps of {_samples_per_step(config)} samples on each process, {steps_per_epoch} steps an epoch\n\n")
-    write("memory of one device (estimate):\n" + "".join(f"  {line}\n" for line in _estimate(config, prepared).lines()))
+    samples = _seen(prepared)
+    write(legend(color=color) + "\n\n" + preview_samples(samples[:3], prepared.tokenizer, color=color) + "\n")
+    write(prepared.rows.summary() + "\n" + (prepared.encoded[0].summary() + "\n" if prepared.encoded[0] else "") + "\n")
+    write(_plan(config, prepared) + "\n\n")
+    estimate = _estimate(config, prepared, longest=max(len(sample) for sample in samples))
+    write("memory of one device (estimate):\n" + "".join(f"  {line}\n" for line in estimate.lines()))
     write("\nnothing was trained: remove --dry_run to start\n")
+
+
+def _seen(prepared: Prepared) -> list[EncodedSample]:
+    # Of a stream, and of data that is encoded while training, the first samples stand for all.
+    if isinstance(prepared.train, EncodedStream):
+        return list(islice(prepared.train, _LOOKED_AT))
+    whole = prepared.encoded[0] is not None
+    return list(prepared.train if whole else islice(prepared.train, _LOOKED_AT))
+
+
+def _plan(config: SftConfig, prepared: Prepared) -> str:
+    per_step = _samples_per_step(config)
+    if isinstance(prepared.train, EncodedStream):
+        return f"plan: {config.training.max_steps} steps of {per_step} samples on each process, from a stream"
+    an_epoch = math.ceil(len(prepared.train) / per_step)
+    total = config.training.max_steps if config.training.max_steps > 0 else math.ceil(config.training.num_train_epochs * an_epoch)
+    return f"plan: {total} steps of {per_step} samples on each process, {an_epoch} steps an epoch"
 
 
 def _samples_per_step(config: SftConfig) -> int:
     return config.training.per_device_train_batch_size * (config.training.gradient_accumulation_steps or 1)
 
 
-def _estimate(config: SftConfig, prepared: Prepared) -> MemoryEstimate:
+def _estimate(config: SftConfig, prepared: Prepared, *, longest: int) -> MemoryEstimate:
     device = training_device(use_cpu=config.launch.use_cpu)
     dtype = resolve_dtype(config.loading, prepared.folder, device=device)
     remote = config.loading.trust_remote_code
-    model_config = AutoConfig.from_pretrained(prepared.folder, trust_remote_code=remote, local_files_only=True)
+    model_config = load_config(config.loading, prepared.folder)
+    kind = auto_class(model_config, "causal_lm", prepared.folder)
     with init_empty_weights():
-        model: nn.Module = AutoModelForCausalLM.from_config(model_config, trust_remote_code=remote, dtype=dtype)
+        model: nn.Module = kind.from_config(model_config, trust_remote_code=remote, dtype=dtype)
+        freeze_parts(model, config.tuner)
         tuner = load_tuner(config.tuner.tuner_type)
         model = tuner.prepare(model, config.tuner if config.tuner.tuner_type == "full" else config.tuner.options)
     checkpointing = config.training.gradient_checkpointing
@@ -59,7 +84,7 @@ def _estimate(config: SftConfig, prepared: Prepared) -> MemoryEstimate:
         model_config.get_text_config(),
         dtype=torch.bfloat16 if config.training.bf16 else dtype,
         batch_size=config.training.per_device_train_batch_size,
-        sequence=max(len(sample) for sample in prepared.train),
+        sequence=longest,
         checkpointing=device != "cpu" if checkpointing is None else checkpointing,
         states_per_parameter=_STATES[config.optimization.optim],
         logit_rows=CHUNK_ROWS,

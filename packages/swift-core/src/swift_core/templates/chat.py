@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from swift_core.registry import TEMPLATES
 from swift_core.templates.agents.base import AgentFormat, load_agent
 from swift_core.templates.agents.turns import with_agent_turns
 from swift_core.templates.loss_scale import LossScale, Weighted, choose_messages, multiply
+from swift_core.templates.marked import Located, MarkedText
 from swift_core.templates.mask import (
     IGNORED,
     Span,
@@ -37,34 +37,6 @@ Tools = list[dict[str, Any]]
 
 _THOUGHTS = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
-
-
-@dataclass(frozen=True, slots=True)
-class MarkedText:
-    """A rendered sample and the characters of it that are trained.
-
-    Attributes:
-        text: the whole conversation.
-        spans: characters [start, end) that carry loss, ascending.
-        weights: parts of them whose loss counts more or less than 1.
-        notes: what is special about this sample's mask, one line each.
-        origin: as in `Sample`.
-    """
-
-    text: str
-    spans: tuple[Span, ...]
-    notes: tuple[str, ...] = ()
-    origin: str = ""
-    weights: tuple[Weighted, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Located:
-    """A rendered conversation: its text, where the answers asked for are, and notes."""
-
-    text: str
-    spans: dict[int, Span]
-    notes: list[str]
 
 
 class ChatTemplate:
@@ -310,7 +282,7 @@ class ChatTemplate:
         tools: Tools | None,
         wanted: list[int],
         variables: Mapping[str, Any],
-    ) -> _Located:
+    ) -> Located:
         notes = (
             ["its tools are left out: the chat template has no place for them (see --agent_template)"]
             if tools and not renderer.mentions("tools", tools)
@@ -333,7 +305,7 @@ class ChatTemplate:
             # Without an end-of-turn token the model would learn to answer, and never to stop.
             spans = {index: (start, stop + len(missing) if stop == len(text) else stop) for index, (start, stop) in spans.items()}
             text += missing
-        return _Located(text, spans, notes)
+        return Located(text, spans, notes)
 
     def _marked_answers(
         self,
@@ -363,7 +335,7 @@ class ChatTemplate:
             spans[index] = (start, self._turn_end.close(text, bare))
         return text, spans, skipped
 
-    def _plain_answers(self, messages: Sequence[Message], wanted: list[int]) -> _Located:
+    def _plain_answers(self, messages: Sequence[Message], wanted: list[int]) -> Located:
         text = ""
         spans: dict[int, Span] = {}
         for index, message in enumerate(messages):
@@ -371,7 +343,7 @@ class ChatTemplate:
             text += _content(message, index)
             if index in wanted:
                 spans[index] = (start, len(text))
-        return _Located(text, spans, [])
+        return Located(text, spans, [])
 
     def tokenize(self, marked: Sequence[MarkedText]) -> list[EncodedSample]:
         """Return token ids and labels of marked texts; all texts go through a fast tokenizer in one call."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -22,8 +20,10 @@ from swift_core.data.parts import read_parts
 from swift_core.data.values import Refused
 from swift_core.errors import DataError, TemplateError
 from swift_core.protocols import EncodedSample, Message, Sample
-from swift_core.templates.chat import ChatTemplate, MarkedText, build_template, leading_bos
+from swift_core.templates.chat import ChatTemplate, build_template, leading_bos
+from swift_core.templates.expansion import read_replacements, widen
 from swift_core.templates.grounding import with_boxes
+from swift_core.templates.marked import MarkedText
 from swift_core.templates.mask import IGNORED, Span
 from swift_core.templates.rendering import Renderer
 
@@ -450,59 +450,6 @@ def sample_of_request(messages: Sequence[Message], tools: Tools | None = None) -
     except Refused as refused:
         raise TemplateError(refused.reason, fix=refused.fix or "write the content as a text, or as a list of parts") from refused
     return Sample(placed, tools, images=media["images"], videos=media["videos"], audios=media["audios"])
-
-
-def widen(text: str, spans: Sequence[Span], replacements: Sequence[tuple[Span, str]]) -> tuple[str, tuple[Span, ...]]:
-    """Return a text with pieces replaced, and the spans moved along.
-
-    Args:
-        text: the text.
-        spans: characters [start, end), none of them beginning or ending inside a piece.
-        replacements: characters [start, end) of each piece and what takes its place, ascending.
-
-    >>> widen("a#b", [(2, 3)], [((1, 2), "###")])
-    ('a###b', ((4, 5),))
-    """
-    pieces: list[str] = []
-    ends: list[int] = []
-    gained = [0]
-    last = 0
-    for (start, stop), new in replacements:
-        pieces += [text[last:start], new]
-        ends.append(stop)
-        gained.append(gained[-1] + len(new) - (stop - start))
-        last = stop
-    pieces.append(text[last:])
-    moved = tuple((start + gained[bisect_right(ends, start)], stop + gained[bisect_right(ends, stop)]) for start, stop in spans)
-    return "".join(pieces), moved
-
-
-def read_replacements(text: str, ids: Sequence[int], tokenizer: Any, placeholders: Any) -> list[tuple[Span, str]]:
-    """Find out what a processor put in the place of each placeholder from the tokens it returned.
-
-    Raises:
-        TemplateError: when the texts between the placeholders are not found again.
-    """
-    whole: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    pattern = re.compile("|".join(map(re.escape, placeholders)) or r"(?!)")
-    found = list(pattern.finditer(text))
-    if not found:
-        return []
-    between = [text[one.end() : other.start()] for one, other in pairwise(found)]
-    tail = text[found[-1].end() :]
-    start = whole.find(text[: found[0].start()])
-    position = start + found[0].start()
-    if start < 0 or not whole.endswith(tail):
-        raise TemplateError("the processor changes the text besides its placeholders", fix="report the model; its processor is unusual")
-    replacements: list[tuple[Span, str]] = []
-    for number, match in enumerate(found):
-        last = number == len(found) - 1
-        after = len(whole) - len(tail) if last else whole.find(between[number], position + 1)
-        if after < position:
-            raise TemplateError("the text between two media is not found again", fix="report the model; its processor is unusual")
-        replacements.append((match.span(), whole[position:after]))
-        position = after + (0 if last else len(between[number]))
-    return replacements
 
 
 def _pixel_bounds(image_processor: Any, section: MediaSection) -> dict[str, Any]:

@@ -121,6 +121,9 @@ class Trainer:
         if args.optimization.learning_rate is None:
             args.derive("learning_rate", 1e-4 if hasattr(model, "peft_config") else 1e-5, "derived: from the kind of tuning")
         self._prepare_model()
+        if processor is not None and processor is not tokenizer and self.world.accelerator.ddp_handler is not None:
+            # Some vision towers have layers that their output does not pass; ranks must not wait for their gradient.
+            self.world.accelerator.ddp_handler.find_unused_parameters = True
         self.optimizer = make_optimizer(self.model, args.optimization)
         self.module = cast(LossModule, self.world.accelerator.prepare_model(LossModule(self.model, self.task)))
         self.scheduler = make_scheduler(self.optimizer, args.optimization, self.total_steps)
