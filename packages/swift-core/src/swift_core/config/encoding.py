@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def encoding_problems(config: SftConfig) -> list[Problem]:
     """Return the combinations of data and encoding settings that cannot work, each with its remedy."""
-    return [*_streaming(config), *_lazy(config), *_exported(config), *_other_tasks(config)]
+    return [*_streaming(config), *_mixing(config), *_lazy(config), *_exported(config), *_other_tasks(config)]
 
 
 def _streaming(config: SftConfig) -> list[Problem]:
@@ -30,6 +30,15 @@ def _streaming(config: SftConfig) -> list[Problem]:
         if there:
             problems.append(Problem(f"--{name}", "does not go together with --streaming", "remove one of the two"))
     return problems
+
+
+def _mixing(config: SftConfig) -> list[Problem]:
+    weighted = bool(config.data.interleave_prob) or any("@" in name for name in config.data.dataset)
+    if config.given("stopping_strategy") and not weighted:
+        return [
+            Problem("--stopping_strategy", "acts on data sets that are interleaved only", "remove it, or add --interleave_prob 0.7 0.3")
+        ]
+    return []
 
 
 def _lazy(config: SftConfig) -> list[Problem]:
