@@ -11,7 +11,7 @@ from swift_core.errors import ConfigError
 
 
 def sft(**settings: Any) -> SftConfig:
-    return SftConfig(**{"model": "m", "dataset": ["d.jsonl"], **settings})
+    return SftConfig(**{"model": "m", "dataset": ["d.jsonl"], "tuner_type": "full", **settings})
 
 
 @pytest.mark.parametrize(
