@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World
 from swift_core.train.report import duration
-from swift_core.train.trainer import Trainer, TrainOutput
+from swift_core.train.trainer import Trainer
 
 
 def say(world: World, lines: Sequence[str]) -> None:

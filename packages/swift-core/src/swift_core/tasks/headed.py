@@ -25,9 +25,10 @@ from swift_core.tasks.encoding import TextEncoder, TextReport, encode_pairs, enc
 from swift_core.tasks.pooling import find_pooling, is_sentence_transformer, max_text_length
 from swift_core.tasks.reranker import GenerativeReranker, Reranker
 from swift_core.templates.chat import ChatTemplate, build_template
+from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world, training_device
 from swift_core.train.task import Task
-from swift_core.train.trainer import Trainer, TrainOutput
+from swift_core.train.trainer import Trainer
 from swift_core.train.tuning import load_tuner
 
 

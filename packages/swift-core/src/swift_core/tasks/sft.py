@@ -24,9 +24,10 @@ from swift_core.protocols import EncodedSample, Tuner
 from swift_core.tasks.console import indented, plan_lines, result_lines, say
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import ProcessorTemplate, build_processor_template
+from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world, training_device
 from swift_core.train.task import CausalLm
-from swift_core.train.trainer import Trainer, TrainOutput
+from swift_core.train.trainer import Trainer
 from swift_core.train.tuning import load_tuner
 
 

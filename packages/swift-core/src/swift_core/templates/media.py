@@ -15,9 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from swift_core.config.sections import MediaSection, TemplateSection
 from swift_core.data.media import LoadedMedia, MediaLoader, Video
-from swift_core.data.media_tags import Sources, place
-from swift_core.data.parts import read_parts
-from swift_core.data.values import Refused
 from swift_core.errors import DataError, TemplateError
 from swift_core.protocols import EncodedSample, Message, Sample
 from swift_core.templates.chat import ChatTemplate, build_template, leading_bos
@@ -426,30 +423,6 @@ def build_processor_template(processor: Any, section: TemplateSection, media: Me
     if section.template:
         processor.chat_template = processor.tokenizer.chat_template
     return template
-
-
-def sample_of_request(messages: Sequence[Message], tools: Tools | None = None) -> Sample:
-    """Return a conversation whose contents may be lists of parts, such as `{"type": "image", "image": ...}`, as a sample.
-
-    Raises:
-        TemplateError: when a part is of an unknown type or has no source.
-    """
-    plain: list[Message] = []
-    sources: Sources = {}
-    try:
-        for number, message in enumerate(messages):
-            value: Any = message["content"]
-            if isinstance(value, list):
-                content = read_parts(cast("list[dict[str, Any]]", value), number + 1)
-                sources |= {(number, at): source for at, source in content.sources.items()}
-                value = content.text
-            plain.append({**message, "content": value})
-        if not sources:
-            return Sample(plain, tools)
-        placed, media = place(plain, sources, {})
-    except Refused as refused:
-        raise TemplateError(refused.reason, fix=refused.fix or "write the content as a text, or as a list of parts") from refused
-    return Sample(placed, tools, images=media["images"], videos=media["videos"], audios=media["audios"])
 
 
 def _pixel_bounds(image_processor: Any, section: MediaSection) -> dict[str, Any]:

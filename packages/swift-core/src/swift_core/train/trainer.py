@@ -8,7 +8,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +27,7 @@ from swift_core.train.checkpoint import clean, rotate, write_checkpoint
 from swift_core.train.dealing import count_units, make_feed, make_packs, make_shape
 from swift_core.train.module import LossModule
 from swift_core.train.optim import make_optimizer, make_scheduler
+from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world
 from swift_core.train.progress import Progress
 from swift_core.train.report import LOG_FILE, Report, duration, peak_memory_gib, read_log
@@ -48,25 +48,6 @@ from swift_core.train.tuning import saver_for
 
 PROGRESS = "progress.json"
 STREAM = "stream.json"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainOutput:
-    """What a run came to.
-
-    Attributes:
-        run_dir: folder of the run.
-        last_checkpoint: newest checkpoint, or None when none was saved.
-        best_checkpoint: checkpoint with the best evaluation, or None without evaluation.
-        global_step: optimizer steps done.
-        metrics: `train_loss`, `train_runtime`, `tokens_per_second` and the like.
-    """
-
-    run_dir: Path
-    last_checkpoint: Path | None
-    best_checkpoint: Path | None
-    global_step: int
-    metrics: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class Trainer:

@@ -17,7 +17,8 @@ from swift_core.models.loading import load_model, load_processor, load_tokenizer
 from swift_core.protocols import AssistantMessage, ChatChoice, EncodedSample, InferRequest, InferResponse, RequestConfig, TextDelta, Usage
 from swift_core.registry import TUNERS
 from swift_core.templates.chat import ChatTemplate
-from swift_core.templates.media import ProcessorTemplate, build_processor_template, is_multimodal, sample_of_request
+from swift_core.templates.media import ProcessorTemplate, build_processor_template, is_multimodal
+from swift_core.templates.requests import sample_of_request
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
