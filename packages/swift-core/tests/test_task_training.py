@@ -13,8 +13,8 @@ from swift_core.config.training import SftConfig
 from swift_core.errors import DataError, ModelError
 from swift_core.tasks.headed import prepare, show, train
 from swift_core.testing.tiny import make_tiny_model
-from swift_core.train.report import read_log
 from swift_core.train.output import TrainOutput
+from swift_core.train.report import read_log
 from transformers import AutoModelForSequenceClassification
 
 THINGS = ("film", "book", "meal", "hotel", "game", "song")
