@@ -39,7 +39,7 @@ def test_options_without_effect_are_refused(settings: dict[str, Any], message: s
 
 def test_plain_text_has_no_labels() -> None:
     with pytest.raises(ConfigError, match="plain text has no labels"):
-        PtConfig(model="m", dataset=["d.txt"], task_type="seq_cls")
+        PtConfig(model="m", dataset=["d.txt"], task_type="seq_cls", tuner_type="full")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,8 @@ def test_each_task_has_its_default_loss(settings: dict[str, Any], loss: str) -> 
 
 def test_sizes_and_weights_come_as_json() -> None:
     found = SftConfig.from_values(
-        {"model": "m", "dataset": ["d"], "task_type": "embedding", "mrl_dims": {"128": 1, "64": "0.5"}}, {"mrl_dims": "flag"}
+        {"model": "m", "dataset": ["d"], "tuner_type": "full", "task_type": "embedding", "mrl_dims": {"128": 1, "64": "0.5"}},
+        {"mrl_dims": "flag"},
     )
     assert found.task.mrl_dims == {128: 1.0, 64: 0.5}
 
