@@ -15,6 +15,7 @@ from swift_core.errors import ConfigError, Problem
 from swift_core.registry import nearest
 
 if TYPE_CHECKING:
+    from swift_core.batching.preview import Shown
     from swift_core.protocols import EncodedSample
 
 _SUMMARY = "print samples with the part that is trained, and the lengths of the whole data set"
@@ -63,50 +64,35 @@ def preview(config: PreviewConfig) -> int:
 
 
 def _prepared(config: PreviewConfig) -> tuple[str, str]:
-    from transformers import AutoConfig
+    from swift_core.batching.preview import decoded, legend, preview_rows
+    from swift_core.tasks.previewing import prepare_preview
 
-    from swift_core.batching.encode import encode_samples
-    from swift_core.batching.preview import decoded, legend, preview_report, preview_samples
-    from swift_core.data.sources import load_datasets
-    from swift_core.models.loading import load_processor, max_model_length, resolve_model_folder, tokenizer_of
-    from swift_core.templates.media import build_processor_template
-
-    data = load_datasets(config.data, config.loading)
-    folder = resolve_model_folder(config.loading)
-    remote = config.loading.trust_remote_code
-    processor = load_processor(folder, trust_remote_code=remote)
-    tokenizer = tokenizer_of(processor)
-    template = build_processor_template(processor, config.chat, config.media)
-    limit = config.chat.max_length
-    if limit is None:
-        auto_config: Any = AutoConfig
-        limit = max_model_length(auto_config.from_pretrained(folder, trust_remote_code=remote, local_files_only=True), tokenizer)
-    policy = "fail" if config.data.on_bad_row == "fail" else "skip"
-    statistics = f"\nrows: {data.report.summary()}\n"
-    samples: list[EncodedSample] = []
-    for name, part in (("training data", data.train), ("evaluation data", data.val)):
-        if part:
-            encoded, report = encode_samples(part, template, config.chat, max_length=limit, on_bad_row=policy)
-            samples = samples or encoded
-            statistics += f"\n{name}: {preview_report(report)}\n"
+    found = prepare_preview(config)
     count = config.preview.num_samples
-    shown = samples if count < 0 else samples[:count]
+    shown = found.samples if count < 0 else found.samples[:count]
     if config.preview.format == "json":
-        return _json_lines(shown, lambda sample: decoded(sample.input_ids, tokenizer)), statistics
+        return _json_lines(shown, lambda sample: decoded(sample.input_ids, found.tokenizer)), f"{found.kind}\n{found.statistics}"
     color = _wants_color(config)
-    heading = f"{legend(color=color)}\n\n" if shown else ""
-    return heading + preview_samples(shown, tokenizer, color=color), statistics
+    heading = f"{found.kind}\n{legend(color=color) if found.masks else ''}".rstrip() + "\n\n"
+    return heading + preview_rows(shown, found.tokenizer, color=color), found.statistics
 
 
-def _json_lines(samples: Sequence[EncodedSample], text_of: Callable[[EncodedSample], str]) -> str:
-    return "".join(
-        json.dumps(
-            {"text": text_of(sample), "input_ids": sample.input_ids, "labels": sample.labels, "origin": sample.origin},
-            ensure_ascii=not _is_utf8(),
-        )
-        + "\n"
-        for sample in samples
-    )
+def _json_lines(rows: Sequence[Shown], text_of: Callable[[EncodedSample], str]) -> str:
+    return "".join(json.dumps(_as_json(row, text_of), ensure_ascii=not _is_utf8(), default=repr) + "\n" for row in rows)
+
+
+def _as_json(row: Shown, text_of: Callable[[EncodedSample], str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, sample in row.parts:
+        part = {"text": text_of(sample), "input_ids": sample.input_ids, "labels": sample.labels}
+        if not name:
+            values.update(part)
+        elif name in ("positive", "negative"):
+            values.setdefault(f"{name}s", []).append(part)
+        else:
+            values[name] = part
+    further = {"label": row.label, "columns": dict(row.columns) or None}
+    return {**values, **{name: value for name, value in further.items() if value is not None}, "origin": row.parts[0][1].origin}
 
 
 def _is_utf8() -> bool:

@@ -35,7 +35,7 @@ def check_task(sample: Sample, task: Task) -> str:
 def _check_causal_lm(sample: Sample) -> str:
     if sample.rejected is not None:
         raise Refused(
-            "it is a preference pair, not one conversation", "pairs need a preference method; sft and pt train one conversation a row"
+            "it is a preference pair, not one conversation", "use `swift rlhf --rlhf_type dpo`; sft and pt train one conversation a row"
         )
     if sample.positives or sample.negatives:
         raise Refused("it holds texts to compare, not one conversation", "use --task_type embedding or reranker")

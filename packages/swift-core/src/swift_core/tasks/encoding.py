@@ -33,6 +33,7 @@ class TextReport:
         tokens: tokens of these.
         longest: tokens of the longest text before any cut, and its origin.
         max_length: the limit, or None.
+        lengths: tokens of every text before any cut.
         dropped: reason -> samples left out.
         notes: remark -> number of cases.
     """
@@ -43,6 +44,7 @@ class TextReport:
     tokens: int = 0
     longest: tuple[int, str] = (0, "")
     max_length: int | None = None
+    lengths: list[int] = field(default_factory=list[int])
     dropped: Counter[str] = field(default_factory=Counter[str])
     notes: Counter[str] = field(default_factory=Counter[str])
 
@@ -161,6 +163,7 @@ class TextEncoder:
 
     def _count(self, length: int, origin: str) -> None:
         self.report.longest = max(self.report.longest, (length, origin), key=lambda pair: pair[0])
+        self.report.lengths.append(length)
         if self._limit is None or length <= self._limit:
             return
         if self._truncation == "delete":

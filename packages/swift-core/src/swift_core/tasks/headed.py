@@ -218,10 +218,17 @@ def show(config: SftConfig) -> None:
     lines: list[str] = []
     for sample in prepared.train[:3]:
         lines.append(f"--- {sample.origin or 'sample'}" + (f", label {sample.label}" if sample.label is not None else ""))
-        parts = [("text", sample), *(("positive", text) for text in sample.positives), *(("negative", text) for text in sample.negatives)]
-        lines += [f"{name}: {decode(part.input_ids)}" for name, part in parts if part.input_ids]
+        lines += [f"{name or 'text'}: {decode(part.input_ids)}" for name, part in shown_parts(sample)]
     lines += ["", *_data_lines(prepared), _task_line(config, task), "", "nothing was trained: remove --dry_run to start"]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def shown_parts(sample: EncodedSample) -> list[tuple[str, EncodedSample]]:
+    """Return the texts that a sample is made of, each with what it is; a lone text needs no name."""
+    if not sample.positives and not sample.negatives:
+        return [("", sample)]
+    parts = [("text", sample), *(("positive", text) for text in sample.positives), *(("negative", text) for text in sample.negatives)]
+    return [(name, part) for name, part in parts if part.input_ids]
 
 
 def _check_batch(config: SftConfig, prepared: Prepared, world: World) -> None:
