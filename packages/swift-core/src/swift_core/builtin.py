@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swift_core.specs import CommandSpec, HubSpec, TaskSpec, TunerSpec
+from swift_core.specs import CommandSpec, ExportSpec, HubSpec, OptimizerSpec, TaskSpec, TunerSpec
 
 COMMANDS = (
     CommandSpec(
@@ -25,7 +25,7 @@ COMMANDS = (
     ),
     CommandSpec(
         name="export",
-        summary="write a data set as token ids: `swift export --to_cached_dataset true`",
+        summary="merge, quantise, convert and upload a model, or write a data set as token ids",
         target="swift_core.cli.export:run",
         config="swift_core.config.export:ExportConfig",
         group="Export",
@@ -63,6 +63,25 @@ TUNERS = (
     ),
 )
 
+_OPTIMIZERS = (
+    OptimizerSpec(name="adamw_torch", summary="AdamW of PyTorch", target="swift_core.train.optim:adamw"),
+    OptimizerSpec(
+        name="adamw_torch_fused", summary="AdamW of PyTorch, one kernel for all weights", target="swift_core.train.optim:adamw_fused"
+    ),
+    OptimizerSpec(
+        name="adafactor", summary="AdamW with row and column sums of the squares", target="swift_core.train.optim:adafactor", states=0.01
+    ),
+    OptimizerSpec(name="sgd", summary="stochastic gradient descent", target="swift_core.train.optim:sgd", states=0),
+    OptimizerSpec(name="adagrad", summary="steps shrink with all squares so far", target="swift_core.train.optim:adagrad", states=1),
+    OptimizerSpec(name="rmsprop", summary="steps shrink with recent squares", target="swift_core.train.optim:rmsprop", states=1),
+)
+
+
+def optimizers() -> tuple[OptimizerSpec, ...]:
+    """Return the optimizers that need no further package."""
+    return _OPTIMIZERS
+
+
 TASKS = (
     TaskSpec(name="causal_lm", summary="next-token prediction over chats or texts", target="swift_core.tasks.sft:train"),
     TaskSpec(
@@ -94,3 +113,25 @@ HUBS = (
         install="swift-core[modelscope]",
     ),
 )
+
+
+def exports() -> tuple[ExportSpec, ...]:
+    """Return the export actions that need no other package."""
+    return (
+        ExportSpec(
+            name="cached_dataset",
+            summary="encode a data set once, for `swift sft --cached_dataset`",
+            target="swift_core.tasks.exporting:write_tokens",
+            options="swift_core.config.actions:TokensSection",
+            order=0,
+            produces="nothing",
+        ),
+        ExportSpec(
+            name="push",
+            summary="upload model, adapter and files to Hugging Face or ModelScope, with a model card",
+            target="swift_core.tasks.export_push:push",
+            options="swift_core.config.actions:PushSection",
+            order=90,
+            produces="nothing",
+        ),
+    )

@@ -16,8 +16,10 @@ from swift_core.specs import (
     CommandSpec,
     DatasetSpec,
     EngineSpec,
+    ExportSpec,
     HubSpec,
     ModelSpec,
+    OptimizerSpec,
     RewardSpec,
     Spec,
     TaskSpec,
@@ -185,6 +187,18 @@ DATASETS = Registry("datasets", DatasetSpec, table="swift_core.cards.datasets:re
 TEMPLATES = Registry("templates", TemplateSpec, table="swift_core.cards.templates:read_templates")
 AGENT_TEMPLATES = Registry("agent_templates", AgentSpec, table="swift_core.cards.agents:read_agents")
 TUNERS = Registry("tuners", TunerSpec, packages={"lora": "swift-tuners"})
+OPTIMIZERS = Registry(
+    "optimizers",
+    OptimizerSpec,
+    packages=dict.fromkeys(
+        (
+            *("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "apollo_adamw", "apollo_mini", "muon", "lion"),
+            *("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "schedule_free_adamw"),
+        ),
+        "swift-tuners",
+    ),
+    table="swift_core.builtin:optimizers",
+)
 TASKS = Registry("tasks", TaskSpec)
 ENGINES = Registry(
     "engines",
@@ -196,11 +210,37 @@ ENGINES = Registry(
         "lmdeploy": "swift-infer[lmdeploy]",
     },
 )
+EXPORTS = Registry(
+    "exports",
+    ExportSpec,
+    packages={
+        "merge": "swift-tuners",
+        "peft": "swift-tuners",
+        "quantize": "swift-infer[quant]",
+        "gguf": "swift-infer[transformers]",
+        "ollama": "swift-infer[transformers]",
+    },
+    table="swift_core.builtin:exports",
+)
 CALLBACKS = Registry("callbacks", CallbackSpec)
 REWARDS = Registry("rewards", RewardSpec)
 HUBS = Registry("hubs", HubSpec)
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.name: registry
-    for registry in (COMMANDS, MODELS, DATASETS, TEMPLATES, AGENT_TEMPLATES, TUNERS, TASKS, ENGINES, CALLBACKS, REWARDS, HUBS)
+    for registry in (
+        COMMANDS,
+        MODELS,
+        DATASETS,
+        TEMPLATES,
+        AGENT_TEMPLATES,
+        TUNERS,
+        OPTIMIZERS,
+        TASKS,
+        ENGINES,
+        EXPORTS,
+        CALLBACKS,
+        REWARDS,
+        HUBS,
+    )
 }

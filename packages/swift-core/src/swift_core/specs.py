@@ -56,10 +56,57 @@ class TunerSpec(Spec):
     Attributes:
         options: `module:Class` of the pydantic model with this tuner's flags.
         mergeable: whether its weights can be folded into the base model.
+        quantised: whether it trains over quantised weights.
+        several: whether one model can hold several of its adapters.
+        checkpointing: whether it trains with gradient checkpointing.
+        parameters: whether `target_parameters` can put it on bare weights, such as those of experts.
+        aliases: other names.
     """
 
     options: str | None = None
     mergeable: bool = False
+    quantised: bool = False
+    several: bool = False
+    checkpointing: bool = True
+    parameters: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSpec(Spec):
+    """An action of `swift export`; `target` is a function of an `ExportContext` and an empty folder to fill.
+
+    Attributes:
+        options: `module:Class` of its settings, an `ActionSection`.
+        order: actions of one command run from low to high.
+        produces: `model`, with which later actions go on; `final`, a model that later actions only upload; `files`, which are
+            uploaded beside a model; or `nothing`, for an action that gets no folder.
+    """
+
+    options: str
+    order: int
+    produces: Literal["model", "final", "files", "nothing"] = "files"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSpec(Spec):
+    """An optimizer of `--optim`; `target` is a factory that takes a `swift_core.train.optim.Request`.
+
+    Attributes:
+        states: numbers it keeps for each trained parameter, for the memory estimate.
+        family: prefix of the flags that only it reads, such as `galore`, or empty.
+        full_only: whether it makes sense only where whole weights are trained.
+        schedules: values of `--lr_scheduler_type` that fit; empty: all.
+        paged: whether it moves its state between GPU and main memory, which needs a GPU.
+        projects: whether it keeps its state for a projection of the gradients, by `<family>_rank`.
+    """
+
+    states: float = 2.0
+    family: str = ""
+    full_only: bool = False
+    schedules: tuple[str, ...] = ()
+    paged: bool = False
+    projects: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -208,6 +208,9 @@ class OptimSection(Section):
     aligner_lr: float | None = option(
         None, "learning rate of the part between towers and language model; default: as --learning_rate", gt=0
     )
+    embedding_lr: float | None = option(
+        None, "learning rate of embedding and output head, where they are trained; default: as --learning_rate", gt=0
+    )
     lr_scheduler_type: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
     ] = option("cosine", "shape of the learning rate over the run")
@@ -219,7 +222,8 @@ class OptimSection(Section):
     adam_beta2: float = option(0.95, "decay of the squared gradient average", ge=0, lt=1)
     adam_epsilon: float = option(1e-8, "added to the denominator", gt=0)
     max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 switches clipping off", ge=0)
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = option("adamw_torch", "optimizer")
+    optim: str = option("adamw_torch", "optimizer (see `swift list optimizers`)")
+    optim_args: dict[str, Any] = option({}, 'further arguments of the optimizer, as JSON: {"momentum": 0.9}')
 
 
 class TrainSection(Section):
@@ -245,6 +249,17 @@ class TrainSection(Section):
     gradient_checkpointing: bool | None = option(
         None, "recompute activations in the backward pass to save memory; default: on for accelerators, off on a CPU"
     )
+    gradient_checkpointing_policy: str = option(
+        "all",
+        "what gradient checkpointing recomputes: all layers, every_2 (or 3, ...) for each second layer only, matmul to keep the products "
+        "of linear layers, or attention to keep what attention computes",
+    )
+    vit_gradient_checkpointing: bool | None = option(
+        None, "multimodal models: recompute activations of the towers; default: as --gradient_checkpointing"
+    )
+    activation_offload: bool = option(False, "keep activations in main memory between forward and backward pass; needs an accelerator")
+    use_liger_kernel: bool = option(False, "run norms, rotary positions and MLPs by the kernels of liger-kernel; needs an accelerator")
+    neftune_noise_alpha: float | None = option(None, "add noise of this strength to the embeddings of training samples (NEFTune)", gt=0)
     bf16: bool | None = option(None, "compute in bfloat16 over float32 weights; default: only when the weights are bfloat16")
     seed: int = option(42, "seed of initialisation, dropout and sampling", basic=True)
     dataloader_num_workers: int = option(0, "processes that prepare batches", ge=0)
@@ -256,6 +271,13 @@ class TrainSection(Section):
     eval_steps: int | None = option(None, "steps between evaluations; default: as --save_steps", ge=1)
     eval_on_start: bool = option(False, "evaluate before the first step")
     callbacks: list[str] = option([], "trainer callbacks by name, or module:Class of a transformers.TrainerCallback")
+
+    @field_validator("gradient_checkpointing_policy")
+    @classmethod
+    def _known_policy(cls, value: str) -> str:
+        if value not in ("all", "matmul", "attention") and not (value.startswith("every_") and value[6:].isdigit() and int(value[6:]) > 1):
+            raise ValueError("write all, every_2 (or every_3, ...), matmul or attention")
+        return value
 
 
 class CheckpointSection(Section):

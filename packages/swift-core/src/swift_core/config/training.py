@@ -11,6 +11,8 @@ from pydantic import Field
 
 from swift_core.config.command import CommandConfig
 from swift_core.config.encoding import encoding_problems
+from swift_core.config.memory import MemorySection, chosen_optimizer, memory_problems
+from swift_core.config.quantization import QuantizationSection, training_problems
 from swift_core.config.sections import (
     CheckpointSection,
     DataSection,
@@ -26,6 +28,7 @@ from swift_core.config.sections import (
 )
 from swift_core.config.tasks import TaskSection, task_problems
 from swift_core.errors import Problem
+from swift_core.registry import OPTIMIZERS
 
 MINIMAL_GLOBAL_BATCH = 16
 
@@ -41,6 +44,7 @@ class TrainingConfig(CommandConfig):
 
     training: TrainSection = Field(default_factory=TrainSection)
     optimization: OptimSection = Field(default_factory=OptimSection)
+    memory: MemorySection = Field(default_factory=MemorySection)
     saving: CheckpointSection = Field(default_factory=CheckpointSection)
     reporting: ReportSection = Field(default_factory=ReportSection)
     launch: LaunchSection = Field(default_factory=LaunchSection)
@@ -48,6 +52,11 @@ class TrainingConfig(CommandConfig):
     def finish(self) -> None:
         """Check combinations, then fill the defaults that depend on other settings."""
         super().finish()
+        if chosen_optimizer(self) != self.optimization.optim:
+            self.derive("optim", chosen_optimizer(self), "derived: from --use_galore")
+        schedules = OPTIMIZERS.get(self.optimization.optim).schedules
+        if schedules and self.optimization.lr_scheduler_type not in schedules:
+            self.derive("lr_scheduler_type", schedules[0], f"derived: {self.optimization.optim} goes with no other")
         if self.training.gradient_accumulation_steps is None:
             self.derive("gradient_accumulation_steps", self._accumulation(), f"derived: at least {MINIMAL_GLOBAL_BATCH} samples a step")
         if self.training.eval_strategy is None:
@@ -60,6 +69,10 @@ class TrainingConfig(CommandConfig):
                 "greater_is_better", not self.saving.metric_for_best_model.endswith(("loss", "mse")), "derived: from the metric's name"
             )
 
+    def check(self) -> list[Problem]:
+        """Return the combinations of training settings that cannot work."""
+        return [*memory_problems(self), *checkpointing_problems(self)]
+
     @property
     def has_eval_data(self) -> bool:
         """Say whether the settings name evaluation data."""
@@ -69,6 +82,18 @@ class TrainingConfig(CommandConfig):
         world = int(os.environ.get("WORLD_SIZE") or int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1))
         per_step = self.training.per_device_train_batch_size * world
         return max(1, -(-MINIMAL_GLOBAL_BATCH // per_step))
+
+
+def checkpointing_problems(config: TrainingConfig) -> list[Problem]:
+    """Return settings of gradient checkpointing that would have no effect."""
+    if config.training.gradient_checkpointing is not False:
+        return []
+    names = ("gradient_checkpointing_policy", "vit_gradient_checkpointing")
+    return [
+        Problem(f"--{name}", "has no effect with --gradient_checkpointing false", "remove one of the two")
+        for name in names
+        if config.given(name) and getattr(config.training, name)
+    ]
 
 
 class SftConfig(TrainingConfig):
@@ -87,6 +112,7 @@ class SftConfig(TrainingConfig):
     chat: TemplateSection = Field(default_factory=TemplateSection)
     media: MediaSection = Field(default_factory=MediaSection)
     tuner: TunerSection = Field(default_factory=TunerSection)
+    quantization: QuantizationSection = Field(default_factory=QuantizationSection)
 
     def finish(self) -> None:
         """Fill the defaults that depend on the model and the tuner as well."""
@@ -104,7 +130,8 @@ class SftConfig(TrainingConfig):
 
     def check(self) -> list[Problem]:
         """Return the combinations that cannot work, each with its remedy."""
-        return [*(problem for rule in COMBINATIONS if (problem := rule(self)) is not None), *task_problems(self), *encoding_problems(self)]
+        own = [problem for rule in COMBINATIONS if (problem := rule(self)) is not None]
+        return [*own, *super().check(), *task_problems(self), *encoding_problems(self), *training_problems(self)]
 
 
 class PtConfig(SftConfig):

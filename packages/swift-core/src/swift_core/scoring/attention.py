@@ -37,6 +37,11 @@ def packed(segments: tuple[int, ...] | None) -> Iterator[None]:
         _segments.reset(token)
 
 
+def current_segments() -> tuple[int, ...] | None:
+    """Return the lengths of the samples in the row of the running forward pass, None where rows are not packed."""
+    return _segments.get()
+
+
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Return the contexts of a checkpointed layer: what is recomputed in the backward pass sees the same samples."""
     return nullcontext(), packed(_segments.get())

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
+from swift_core.train.offload import no_offloading
 from swift_core.train.task import Task
 
 
 class LossModule(nn.Module):
-    """Runs the task's loss inside a forward call, which is where wrappers such as DDP and autocast act."""
+    """Runs the task's loss inside a forward call, which is where wrappers such as DDP and autocast act.
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
+    Args:
+        model: the model.
+        task: what it is trained for.
+        activations: context of the forward pass, which may keep what autograd saves somewhere else.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, activations: Callable[[], AbstractContextManager[Any]] = no_offloading) -> None:
         super().__init__()
+        self._activations = activations
         self.model = model
         self._task = task
 
     def forward(self, batch: Any) -> torch.Tensor:
         """Return the summed loss of a batch, scalar."""
-        return self._task.loss(self.model, batch)
+        with self._activations():
+            return self._task.loss(self.model, batch)
 
     def measure(self, batch: Any) -> Any:
         """Return what the task's metrics need of an evaluation batch."""

@@ -21,12 +21,12 @@ from swift_core.config.load import ARGS_FILE
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import DataError, Interrupted, TrainingError
 from swift_core.protocols import EncodedSample, Tuner
-from swift_core.scoring.attention import checkpoint_contexts
 from swift_core.train.callbacks import Callbacks, load_callbacks
 from swift_core.train.checkpoint import clean, rotate, write_checkpoint
 from swift_core.train.dealing import count_units, make_feed, make_packs, make_shape
+from swift_core.train.methods import Methods, method_callbacks
 from swift_core.train.module import LossModule
-from swift_core.train.optim import make_optimizer, make_scheduler
+from swift_core.train.optim import clip_gradients, evaluated_weights, make_optimizer, make_scheduler, set_training, warmup_steps
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world
 from swift_core.train.progress import Progress
@@ -44,7 +44,7 @@ from swift_core.train.state import (
     save_optimization,
 )
 from swift_core.train.task import CausalLm, Task
-from swift_core.train.tuning import saver_for
+from swift_core.train.tuning import FollowsSteps, RunStart, StartsWithData, saver_for, tuner_options, tuner_rates
 
 PROGRESS = "progress.json"
 STREAM = "stream.json"
@@ -101,19 +101,30 @@ class Trainer:
         self.total_steps = args.training.max_steps if args.training.max_steps > 0 else math.ceil(epochs * self.shape.steps_per_epoch - 1e-9)
         if args.optimization.learning_rate is None:
             args.derive("learning_rate", 1e-4 if hasattr(model, "peft_config") else 1e-5, "derived: from the kind of tuning")
-        self._prepare_model()
+        self.methods = Methods(model, args, self.tuner, self.world.device)
+        self.model.to(self.world.device)
+        if isinstance(self.tuner, StartsWithData):
+            resumed = bool(args.saving.resume_from_checkpoint)
+            self.tuner.start(self.model, RunStart(self.total_steps, tuner_options(args), self._first_batches, self.task.loss, resumed))
         if processor is not None and processor is not tokenizer and self.world.accelerator.ddp_handler is not None:
             # Some vision towers have layers that their output does not pass; ranks must not wait for their gradient.
             self.world.accelerator.ddp_handler.find_unused_parameters = True
-        self.optimizer = make_optimizer(self.model, args.optimization)
-        self.module = cast(LossModule, self.world.accelerator.prepare_model(LossModule(self.model, self.task)))
+        self.optimizer = make_optimizer(
+            self.model,
+            args.optimization,
+            args.memory,
+            seed=args.training.seed,
+            warmup=warmup_steps(args.optimization, self.total_steps),
+            rates=tuner_rates(self.tuner, self.model, args),
+        )
+        self.module = cast(LossModule, self.world.accelerator.prepare_model(LossModule(self.model, self.task, self.methods.activations)))
         self.scheduler = make_scheduler(self.optimizer, args.optimization, self.total_steps)
         self.state = TrainerState(max_steps=self.total_steps, num_train_epochs=math.ceil(self.total_steps / self.shape.steps_per_epoch))
         self.state.is_world_process_zero = self.world.is_main
         self.state.is_local_process_zero = self.world.accelerator.is_local_main_process
         self.progress = Progress()
         self.callbacks = Callbacks(
-            [*load_callbacks(args.training.callbacks), *callbacks],
+            [*method_callbacks(args), *load_callbacks(args.training.callbacks), *callbacks],
             args,
             self.state,
             model=self.model,
@@ -124,16 +135,6 @@ class Trainer:
         self.run_dir: Path | None = None
         self._report: Report | None = None
         self._last_checkpoint: Path | None = None
-
-    def _prepare_model(self) -> None:
-        wanted = self.args.training.gradient_checkpointing
-        if wanted is None:
-            wanted = self.world.device.type != "cpu"
-        if wanted and hasattr(self.model, "gradient_checkpointing_enable"):
-            cast(Any, self.model).gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": checkpoint_contexts}
-            )
-        self.model.to(self.world.device)
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
@@ -195,6 +196,7 @@ class Trainer:
         if training.eval_on_start and self.state.global_step == 0:
             self._evaluate_and_log()
         self.module.train()
+        set_training(self.optimizer, True)
         for batches in self._batches():
             if self.state.global_step % self.shape.steps_per_epoch == 0:
                 self.callbacks.call("on_epoch_begin")
@@ -211,9 +213,18 @@ class Trainer:
             self._save()
         self.callbacks.call("on_train_end")
 
+    def _dealer(self) -> Dealer:
+        return Dealer(self.shape, self.world.rank, self._pad_token_id(), self.task.collate, self.task.weight, self.task.length)
+
+    def _first_batches(self) -> Iterator[Any]:
+        if self.feed is not None:
+            raise DataError("the tuner starts from the first samples, and a stream cannot be read twice", fix="--streaming false")
+        samples = cast(Sequence[EncodedSample], self.train_dataset)
+        for step in train_steps(samples, self._dealer(), start=0, stop=self.total_steps, packs=self.packs):
+            yield from (batch.to(self.world.device) for batch in step.micros)
+
     def _batches(self) -> Iterator[StepBatches]:
-        task = self.task
-        dealer = Dealer(self.shape, self.world.rank, self._pad_token_id(), task.collate, task.weight, task.length)
+        dealer = self._dealer()
         start, stop = self.state.global_step, self.total_steps
         if self.feed is not None:
             return self.feed.steps(dealer, start=start, stop=stop)
@@ -236,11 +247,14 @@ class Trainer:
         loss_sum, terminated, interrupted = self.world.sum(sum(losses), *received)
         if not math.isfinite(loss_sum):
             self._refuse_step("loss", losses, batches)
-        limit = self.args.optimization.max_grad_norm or math.inf
-        grad_norm = float(accelerator.clip_grad_norm_(self.model.parameters(), limit))  # pyright: ignore[reportArgumentType]
+        if isinstance(self.tuner, FollowsSteps):
+            self.tuner.before_step(self.model, self.state.global_step + 1)
+        grad_norm = clip_gradients(self.world, self.model, self.optimizer, self.args.optimization.max_grad_norm)
         if not math.isfinite(grad_norm):
             self._refuse_step("gradient", losses, batches)
         self.optimizer.step()
+        if isinstance(self.tuner, FollowsSteps):
+            self.tuner.after_step(self.model, self.state.global_step + 1)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.add(loss_sum=loss_sum, trained_tokens=batches.trained_tokens, tokens=batches.tokens, samples=batches.samples)
@@ -326,7 +340,7 @@ class Trainer:
         was_training = module.training
         module.eval()
         parts: list[Any] = []
-        with self.world.accelerator.autocast():
+        with self.world.accelerator.autocast(), evaluated_weights(self.optimizer):
             for batch in eval_batches(
                 self.eval_dataset,
                 batch_size=self.args.training.per_device_eval_batch_size,
@@ -385,7 +399,8 @@ class Trainer:
         if best_now:
             self.state.best_model_checkpoint = str(self.run_dir / f"checkpoint-{self.state.global_step}")
         if self.world.is_main:
-            folder = write_checkpoint(self.run_dir, self.state.global_step, lambda aside: self._write(aside, generators))
+            with evaluated_weights(self.optimizer):
+                folder = write_checkpoint(self.run_dir, self.state.global_step, lambda aside: self._write(aside, generators))
             best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
             rotate(self.run_dir, keep=self.args.saving.save_total_limit, best=best)
             self._say(f"saved {folder}")
@@ -456,6 +471,8 @@ class Trainer:
 
     def _finish(self) -> TrainOutput:
         assert self.run_dir is not None
+        set_training(self.optimizer, False)
+        self.methods.release()
         best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
         if self.args.saving.load_best_model_at_end and best is not None and best != self._last_checkpoint:
             self.tuner.restore(self.model, best)

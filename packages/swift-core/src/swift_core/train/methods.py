@@ -1,0 +1,74 @@
+"""What a run switches on in a model for its length: checkpointing, offload, noise, kernels, layer sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from swift_core.config.training import TrainingConfig
+from swift_core.errors import ModelError
+from swift_core.models.liger import use_liger
+from swift_core.protocols import Tuner
+from swift_core.registry import CALLBACKS
+from swift_core.train.checkpointing import enable_checkpointing
+from swift_core.train.noise import add_embedding_noise
+from swift_core.train.offload import OffloadedActivations, no_offloading, offloading
+from swift_core.train.tuning import check_checkpointing
+
+
+class Methods:
+    """Switches the methods on that the settings ask for.
+
+    Args:
+        model: the prepared model.
+        args: settings of the run.
+        tuner: the tuner, which may not go with checkpointing.
+        device: where the model will run.
+
+    Attributes:
+        activations: context of each forward pass.
+
+    Raises:
+        ModelError: when a method does not fit the model or the device.
+        TrainingError: when there is no accelerator that activations could leave.
+        MissingDependencyError: when a method's library is not installed.
+    """
+
+    def __init__(self, model: nn.Module, args: TrainingConfig, tuner: Tuner, device: torch.device) -> None:
+        training = args.training
+        if training.use_liger_kernel:
+            use_liger(model, device=device.type)
+        able = hasattr(model, "gradient_checkpointing_enable")
+        asked = training.gradient_checkpointing
+        settings = ("gradient_checkpointing_policy", "vit_gradient_checkpointing")
+        named = next((name for name in settings if args.given(name)), None)
+        if asked is None and named is not None:
+            asked = True  # who says how, says that
+        if asked and not able:
+            raise ModelError(f"--{named or 'gradient_checkpointing'}: a {type(model).__name__} has no layers to recompute", fix="remove it")
+        if check_checkpointing(tuner, asked=asked, default=device.type != "cpu") and able:
+            enable_checkpointing(model, training.gradient_checkpointing_policy, towers=training.vit_gradient_checkpointing)
+        self.activations: Callable[[], AbstractContextManager[Any]] = no_offloading
+        if offloading(device, wanted=training.activation_offload):
+            self.activations = OffloadedActivations(model)
+        alpha = training.neftune_noise_alpha
+        self._noise = add_embedding_noise(model, alpha) if alpha is not None else None
+
+    def release(self) -> None:
+        """Take off what would disturb the model after the run."""
+        if self._noise is not None:
+            self._noise.remove()
+
+
+def method_callbacks(args: TrainingConfig) -> list[TrainerCallback]:
+    """Return the callbacks of methods that act between steps.
+
+    Raises:
+        RegistryError: when a method's package is not installed, with the line that installs it.
+    """
+    return [CALLBACKS.load("lisa")()] if args.memory.lisa_activated_layers else []
