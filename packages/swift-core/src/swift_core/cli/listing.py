@@ -13,7 +13,7 @@ from typing import Any
 
 from swift_core.errors import ConfigError, Problem
 from swift_core.registry import REGISTRIES, Registry, nearest
-from swift_core.specs import DatasetSpec, ModelSpec, Spec
+from swift_core.specs import DatasetSpec, ModelSpec, Spec, TunerSpec
 
 Row = dict[str, str]
 _WIDEST = 100
@@ -63,7 +63,7 @@ def _registry(kind: str) -> Registry[Any]:
 
 
 def _rows(registry: Registry[Any]) -> list[Row]:
-    columns: Callable[[Any], Row] = {ModelSpec: _model, DatasetSpec: _dataset}.get(registry.kind, _plain)
+    columns: Callable[[Any], Row] = {ModelSpec: _model, DatasetSpec: _dataset, TunerSpec: _tuner}.get(registry.kind, _plain)
     known = [columns(spec) for spec in registry]
     missing = [
         {"name": name, "installed": f"no: pip install '{package}'", "summary": "", "source": ""}
@@ -74,6 +74,19 @@ def _rows(registry: Registry[Any]) -> list[Row]:
 
 def _plain(spec: Spec) -> Row:
     return {"name": spec.name, "installed": _installed(spec), "summary": spec.summary, "source": spec.source}
+
+
+def _tuner(spec: TunerSpec) -> Row:
+    facts = {
+        "merge": spec.mergeable,
+        "quantised base": spec.quantised,
+        "several adapters": spec.several,
+        "gradient checkpointing": spec.checkpointing,
+        "target_parameters": spec.parameters,
+    }
+    # A dash, since columns that say yes or nothing everywhere are left out.
+    said = {name: "yes" if holds else "-" for name, holds in facts.items()}
+    return {"name": ", ".join((spec.name, *spec.aliases)), "installed": _installed(spec), **said, "summary": spec.summary}
 
 
 def _installed(spec: Spec) -> str:

@@ -56,6 +56,17 @@ class Request:
         """Return the trainable parameters by learning rate and decay; see `parameter_groups`."""
         return parameter_groups(self.model, self.section, self.rates)
 
+    def no_further_arguments(self) -> None:
+        """Refuse `--optim_args`, for optimizers whose settings are flags.
+
+        Raises:
+            ConfigError: when there are any.
+        """
+        if self.section.optim_args:
+            family = OPTIMIZERS.get(self.section.optim).family
+            fix = f"use the flags --{family}_..., see `--help_all`"
+            raise ConfigError([Problem("--optim_args", f"{self.section.optim} takes none", fix)])
+
     def build(self, kind: Callable[..., torch.optim.Optimizer], groups: list[dict[str, Any]], **arguments: Any) -> torch.optim.Optimizer:
         """Return an optimizer over parameter groups, with `--optim_args` on top of the arguments.
 

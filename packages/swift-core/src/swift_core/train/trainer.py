@@ -44,7 +44,7 @@ from swift_core.train.state import (
     save_optimization,
 )
 from swift_core.train.task import CausalLm, Task
-from swift_core.train.tuning import FollowsSteps, RunStart, StartsWithData, saver_for, tuner_options, tuner_rates
+from swift_core.train.tuning import FollowsSteps, saver_for, start_tuner, tuner_rates
 
 PROGRESS = "progress.json"
 STREAM = "stream.json"
@@ -103,9 +103,7 @@ class Trainer:
             args.derive("learning_rate", 1e-4 if hasattr(model, "peft_config") else 1e-5, "derived: from the kind of tuning")
         self.methods = Methods(model, args, self.tuner, self.world.device)
         self.model.to(self.world.device)
-        if isinstance(self.tuner, StartsWithData):
-            resumed = bool(args.saving.resume_from_checkpoint)
-            self.tuner.start(self.model, RunStart(self.total_steps, tuner_options(args), self._first_batches, self.task.loss, resumed))
+        start_tuner(self.tuner, self.model, args, self.task, train_dataset, total_steps=self.total_steps, pad_token_id=self._pad_token_id())
         if processor is not None and processor is not tokenizer and self.world.accelerator.ddp_handler is not None:
             # Some vision towers have layers that their output does not pass; ranks must not wait for their gradient.
             self.world.accelerator.ddp_handler.find_unused_parameters = True
@@ -213,18 +211,9 @@ class Trainer:
             self._save()
         self.callbacks.call("on_train_end")
 
-    def _dealer(self) -> Dealer:
-        return Dealer(self.shape, self.world.rank, self._pad_token_id(), self.task.collate, self.task.weight, self.task.length)
-
-    def _first_batches(self) -> Iterator[Any]:
-        if self.feed is not None:
-            raise DataError("the tuner starts from the first samples, and a stream cannot be read twice", fix="--streaming false")
-        samples = cast(Sequence[EncodedSample], self.train_dataset)
-        for step in train_steps(samples, self._dealer(), start=0, stop=self.total_steps, packs=self.packs):
-            yield from (batch.to(self.world.device) for batch in step.micros)
-
     def _batches(self) -> Iterator[StepBatches]:
-        dealer = self._dealer()
+        task = self.task
+        dealer = Dealer(self.shape, self.world.rank, self._pad_token_id(), task.collate, task.weight, task.length)
         start, stop = self.state.global_step, self.total_steps
         if self.feed is not None:
             return self.feed.steps(dealer, start=start, stop=stop)
