@@ -28,6 +28,7 @@ COMMANDS = (
         summary="merge, quantise, convert and upload a model, or write a data set as token ids",
         target="swift_core.cli.export:run",
         config="swift_core.config.export:ExportConfig",
+        dry_run="swift_core.cli.export:dry_run",
         group="Export",
     ),
     CommandSpec(

@@ -61,6 +61,11 @@ def broken_plugins() -> dict[str, str]:
     return dict(_broken)
 
 
+def report_broken(name: str, why: str) -> None:
+    """Remember an entry that is left out, for `swift doctor`."""
+    _broken[name] = why
+
+
 def load_plugin_files(paths: Iterable[str]) -> list[str]:
     """Run user plugin files, each under a module name of its own, and return those names.
 

@@ -222,7 +222,7 @@ EXPORTS = Registry(
     },
     table="swift_core.builtin:exports",
 )
-CALLBACKS = Registry("callbacks", CallbackSpec)
+CALLBACKS = Registry("callbacks", CallbackSpec, packages={"lisa": "swift-tuners"})
 REWARDS = Registry("rewards", RewardSpec)
 HUBS = Registry("hubs", HubSpec)
 

@@ -79,13 +79,13 @@ class ExportSpec(Spec):
     Attributes:
         options: `module:Class` of its settings, an `ActionSection`.
         order: actions of one command run from low to high.
-        produces: `model`, with which later actions go on; `final`, a model that later actions only upload; `files`, which are
-            uploaded beside a model; or `nothing`, for an action that gets no folder.
+        produces: `adapter` or `model`, with which later actions go on; `final`, a model that later actions only upload; `files`,
+            which are uploaded beside a model; or `nothing`, for an action that gets no folder.
     """
 
     options: str
     order: int
-    produces: Literal["model", "final", "files", "nothing"] = "files"
+    produces: Literal["adapter", "model", "final", "files", "nothing"] = "files"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

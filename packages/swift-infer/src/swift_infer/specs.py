@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swift_core.specs import CommandSpec, EngineSpec
+from swift_core.specs import CommandSpec, EngineSpec, ExportSpec
 
 COMMANDS = (
     CommandSpec(
@@ -31,5 +31,36 @@ ENGINES = (
         options="swift_infer.config:EngineConfig",
         requires=("torch", "transformers"),
         install="swift-infer[transformers]",
+    ),
+)
+
+EXPORTS = (
+    ExportSpec(
+        name="quantize",
+        summary="store weights in few bits and measure perplexity before and after",
+        target="swift_infer.export.quantize:quantize_model",
+        options="swift_infer.export.config:QuantSection",
+        requires=("torch", "transformers"),
+        install="swift-infer[transformers,quant]",
+        order=30,
+        produces="final",
+    ),
+    ExportSpec(
+        name="gguf",
+        summary="write one .gguf file and compare its logits with those of the model",
+        target="swift_infer.export.gguf_file:write_gguf",
+        options="swift_infer.export.config:GgufSection",
+        requires=("torch", "transformers", "gguf"),
+        install="swift-infer[transformers]",
+        order=40,
+    ),
+    ExportSpec(
+        name="ollama",
+        summary="write a Modelfile and compare its prompt format with the chat template",
+        target="swift_infer.export.ollama:write_modelfile",
+        options="swift_infer.export.config:OllamaSection",
+        requires=("torch", "transformers"),
+        install="swift-infer[transformers]",
+        order=50,
     ),
 )

@@ -34,6 +34,8 @@ class CommandConfig(BaseModel):
     command: ClassVar[str] = ""
     # Defaults of this command that differ from those of the sections.
     overrides: ClassVar[Mapping[str, Any]] = {}
+    # Settings that come with a package that may be absent -> what to install.
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
 
@@ -268,6 +270,10 @@ class _Build:
                         f"remove it or add --tuner_type {owners[0]}",
                     )
                 )
+                continue
+            if name in self.cls.elsewhere:
+                package = self.cls.elsewhere[name]
+                self.problems.append(Problem(self._where(name), "comes with a package that is not installed", f"pip install '{package}'"))
                 continue
             known = [*self.cls.settings(), *further]
             aliases = [alias for alias, target in ALIASES.items() if target in known]

@@ -93,6 +93,26 @@ class HuggingFaceHub:
             raise _translate(error, wanted, endpoint) from error
         return Path(folder)
 
+    def upload(self, folder: Path, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
+        """Put the files of a folder into a model repository in one commit, making the repository where needed; return its address.
+
+        Raises:
+            HubError: when the hub refuses or cannot be reached.
+        """
+        endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        page = f"{endpoint}/{repo_id}"
+        wanted = Wanted("hf", "Hugging Face", repo_id, "model", None, "HF_TOKEN", page)
+        api = HfApi(endpoint=endpoint, token=token)
+        try:
+            with _bars():
+                self._retrying(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+                self._retrying(lambda: api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
+        except HfHubHTTPError as error:
+            raise wanted.unwritable(error.response.status_code) from error
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            raise wanted.unreachable(endpoint, one_line(error)) from error
+        return page
+
     def _local(self, wanted: Wanted) -> Path | None:
         """Return the complete copy in the cache, opening no connection."""
         try:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import requests
+from modelscope.hub.api import HubApi  # pyright: ignore[reportMissingTypeStubs]
 from modelscope.hub.snapshot_download import (  # pyright: ignore[reportMissingTypeStubs]
     dataset_snapshot_download,  # pyright: ignore[reportUnknownVariableType]
     snapshot_download,  # pyright: ignore[reportUnknownVariableType]
@@ -67,6 +68,33 @@ class ModelScopeHub:
             raise wanted.weightless("pickles and GGUF files are not fetched")
         _remember(wanted, folder, files)
         return folder
+
+    def upload(self, folder: Path, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
+        """Put the files of a folder into a model repository in one commit, making the repository where needed; return its address.
+
+        Raises:
+            HubError: when the hub refuses or cannot be reached.
+        """
+        endpoint = _endpoint()
+        page = f"{endpoint or _DEFAULT_ENDPOINT}/models/{repo_id}"
+        wanted = Wanted("ms", "ModelScope", repo_id, "model", None, "MODELSCOPE_API_TOKEN", page)
+        given = token or os.environ.get("MODELSCOPE_API_TOKEN")
+        if not given:
+            raise wanted.unwritable(401)
+        api: Any = HubApi(endpoint=endpoint, token=given)
+        try:
+            with quiet_stderr():
+                if not api.repo_exists(repo_id, repo_type="model"):
+                    api.create_repo(repo_id, repo_type="model", visibility="private" if private else "public")
+                api.upload_folder(
+                    repo_id=repo_id, folder_path=str(folder), commit_message=message, repo_type="model", token=given, disable_tqdm=True
+                )
+        except Exception as error:  # the library raises its own tree, that of requests, and plain ValueError and OSError
+            status = _status(error)
+            if status is None or 200 <= status < 400:
+                raise wanted.unreachable(endpoint or _DEFAULT_ENDPOINT, _reason(error)) from error
+            raise wanted.unwritable(status) from error
+        return page
 
 
 def _endpoint() -> str | None:

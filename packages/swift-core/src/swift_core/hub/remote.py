@@ -88,6 +88,17 @@ class Wanted:
         other = "ms" if self.prefix == "hf" else "hf"
         return HubError(f"{what}: the hub has a problem", fix=f"try again later, or try {other}::{self.repo_id}")
 
+    def unwritable(self, status: int) -> HubError:
+        """Return the error for an upload that the hub refuses with an HTTP status."""
+        what, owner = f"{self.hub} answered {status} to the upload to {self.repo_id!r}", self.repo_id.split("/")[0]
+        if status in (401, 403):
+            return HubError(
+                f"{what}: the token is missing, wrong, or may not write there",
+                fix=f"set {self.token_name} or --hub_token to a token with the right to write; check that {owner!r} is you "
+                "or an organisation of yours",
+            )
+        return HubError(f"{what}", fix="run the same command again: what was finished before is kept")
+
     def unreachable(self, endpoint: str, reason: str) -> HubError:
         """Return the error for a connection that could not be made or was cut."""
         variable = "HF_ENDPOINT" if self.prefix == "hf" else "MODELSCOPE_ENDPOINT"

@@ -1,7 +1,8 @@
-"""A hub on 127.0.0.1 that speaks as much of the Hugging Face and ModelScope protocols as a download needs."""
+"""A hub on 127.0.0.1 that speaks as much of the Hugging Face and ModelScope protocols as downloads and uploads need."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -39,6 +41,8 @@ class FakeHub:
         url: endpoint, such as `http://127.0.0.1:1234`.
         repos: (kind, id) -> file name -> bytes, at the branches of `revisions`.
         revisions: names that exist in every repository.
+        private: (kind, id) of repositories that were made private.
+        commits: messages of the uploads.
         token: when set, every request must carry it.
         faults: failures, the first that matches is used.
         log: method and path of every request.
@@ -47,6 +51,9 @@ class FakeHub:
     url: str = ""
     repos: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict[tuple[str, str], dict[str, bytes]])
     revisions: set[str] = field(default_factory=lambda: {"main", "master", COMMIT})
+    private: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    commits: list[str] = field(default_factory=list[str])
+    blobs: dict[str, bytes] = field(default_factory=dict[str, bytes])
     token: str | None = None
     faults: list[Fault] = field(default_factory=list[Fault])
     log: list[str] = field(default_factory=list[str])
@@ -91,6 +98,80 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        self._receive()
+
+    def do_PUT(self) -> None:
+        self._receive()
+
+    def _receive(self) -> None:
+        """Take what an upload sends: repositories, blobs by their SHA-256, commits."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.state.log.append(f"{self.command} {self.path}")
+        fault = self.state.fault(self.command, self.path)
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if fault is not None:
+            self._send(fault.status, b'{"error": "fault"}', dict(fault.headers))
+        elif parts[0] == "blobs":
+            self.state.blobs[parts[1]] = body
+            self._json({"Code": 200})
+        elif self.state.token and self.state.token not in (self.headers.get("Authorization", "") + self.headers.get("Cookie", "")):
+            self._send(401, b'{"error": "Unauthorized"}', {})
+        elif parts[-2:] == ["objects", "batch"]:
+            self._lfs(json.loads(body)["objects"], "Data" if parts[0] == "api" else None)
+        elif parts[:2] == ["api", "v1"]:
+            self._modelscope_write(parts[2:], json.loads(body))
+        else:
+            self._huggingface_write(parts, body)
+
+    def _lfs(self, objects: list[dict[str, Any]], envelope: str | None) -> None:
+        wanted = [
+            {**each, "actions": {"upload": {"href": f"{self.state.url}/blobs/{each['oid']}"}}}
+            for each in objects
+            if each["oid"] not in self.state.blobs
+        ]
+        answer: dict[str, Any] = {"transfer": "basic", "objects": wanted}
+        self._json({"Code": 200, "Success": True, envelope: answer} if envelope else answer)
+
+    def _huggingface_write(self, parts: list[str], body: bytes) -> None:
+        if parts[:3] == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            repo = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            self._make(repo, private=bool(asked.get("private") or asked.get("visibility") == "private"))
+            self._json({"url": f"{self.state.url}/{repo}"})
+        elif parts[4] == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "lfs" if _is_blob(name) else "regular", "shouldIgnore": False} for name in names]
+            self._json({"files": modes})
+        else:
+            files = self.state.repos[("model", "/".join(parts[2:4]))]
+            for line in body.splitlines():
+                entry = json.loads(line)
+                value = entry["value"]
+                if entry["key"] == "header":
+                    self.state.commits.append(value["summary"])
+                elif entry["key"] == "lfsFile":
+                    files[value["path"]] = self.state.blobs[value["oid"]]
+                elif entry["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+            self._json({"commitUrl": f"{self.state.url}/{'/'.join(parts[2:4])}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def _modelscope_write(self, parts: list[str], asked: dict[str, Any]) -> None:
+        if parts == ["models"]:
+            self._make(f"{asked['Path']}/{asked['Name']}", private=asked.get("Visibility") == 1)
+        else:
+            files = self.state.repos[("model", "/".join(parts[2:4]))]
+            self.state.commits.append(asked["commit_message"])
+            for action in asked["actions"]:
+                large = action["type"] == "lfs"
+                files[action["path"]] = self.state.blobs[action["sha256"]] if large else base64.b64decode(action["content"])
+        self._json({"Code": 200, "Success": True, "Data": {}})
+
+    def _make(self, repo: str, *, private: bool) -> None:
+        self.state.repos.setdefault(("model", repo), {})
+        if private:
+            self.state.private.add(("model", repo))
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet: `FakeHub.log` has it all."""
@@ -176,3 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _git_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _is_blob(name: str) -> bool:
+    return name.endswith((".safetensors", ".gguf"))

@@ -1,0 +1,1 @@
+"""What `swift export` does with whole models: quantise, GGUF, Ollama."""
