@@ -16,7 +16,7 @@ from swift_core.config.sections import DataSection, EncodingSection, ModelSectio
 from swift_core.errors import ConfigError, DataError, TemplateError
 from swift_core.protocols import EncodedSample, Sample
 from swift_core.templates.chat import build_template
-from swift_core.templates.tokens import tokens_of
+from swift_core.templates.tokens import TextTokens
 from swift_core.testing.tiny import make_tiny_tokenizer
 
 OFFLINE = ModelSection(offline=True)
@@ -308,7 +308,7 @@ def test_quick_tokens_are_those_of_the_tokenizer():
     tokenizer("cut me short " * 9, truncation=True, max_length=4)  # leaves its limit behind in the library's tokenizer
     texts = ["Hello <|im_end|> 你好", "", "  two  spaces\n\n", "e\u0301 🤗" * 50]
     expected = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    found = list(tokens_of(tokenizer, texts))
+    found = list(TextTokens(tokenizer).encode(texts))
     assert [ids for ids, _ in found] == expected["input_ids"]
     assert [offsets for _, offsets in found] == expected["offset_mapping"]
 
@@ -318,4 +318,4 @@ def test_quick_tokens_are_those_of_the_tokenizer():
             return super().__call__([text.upper() for text in args[0]], **{k: v for k, v in kwargs.items()})
 
     tokenizer.__class__ = Wrapped
-    assert [ids for ids, _ in tokens_of(tokenizer, ["abc"])] == [tokenizer.backend_tokenizer.encode("ABC").ids]
+    assert [ids for ids, _ in TextTokens(tokenizer).encode(["abc"])] == [tokenizer.backend_tokenizer.encode("ABC").ids]

@@ -23,14 +23,12 @@ from swift_core.templates.mask import (
     TurnEnd,
     complement,
     find_answers,
-    label_by_offsets,
-    label_by_prefixes,
     probe_turn_end,
     subtract,
 )
 from swift_core.templates.rendering import Renderer, without_marks
 from swift_core.templates.thinking import ThinkingFacts, ThinkingPolicy, probe_thinking
-from swift_core.templates.tokens import tokens_of
+from swift_core.templates.tokens import Places, TextTokens
 from swift_core.templates.tools import CallForm, probe_calls, with_tool_turns
 
 Tools = list[dict[str, Any]]
@@ -88,6 +86,7 @@ class ChatTemplate:
         make_renderer: Callable[..., Renderer] = Renderer,
     ) -> None:
         self.tokenizer = tokenizer
+        self._tokens = TextTokens(tokenizer)
         self.system = system
         self.loss_scale = LossScale(loss_scale)
         self.thinking = thinking or ThinkingPolicy()
@@ -350,23 +349,18 @@ class ChatTemplate:
         if not marked:
             return []
         encoded: list[EncodedSample] = []
-        for item, (ids, offsets) in zip(marked, tokens_of(self.tokenizer, [item.text for item in marked]), strict=True):
-            labels = self._labels(ids, offsets, item.text, item.spans)
-            scale = self._scale(ids, offsets, item, labels) if item.weights else None
+        for item, (ids, places) in zip(marked, self._tokens.encode([item.text for item in marked]), strict=True):
+            labels = self._tokens.labels(ids, places, item.text, item.spans)
+            scale = self._scale(ids, places, item, labels) if item.weights else None
             if not self.use_chat_template:
                 ids, labels, scale = self._framed(ids, labels, scale, item)
             encoded.append(EncodedSample(ids, labels, item.origin, loss_scale=scale))
         return encoded
 
-    def _labels(self, ids: list[int], offsets: list[Span] | None, text: str, spans: Sequence[Span]) -> list[int]:
-        if offsets is not None:
-            return label_by_offsets(ids, offsets, text, spans)
-        return label_by_prefixes(ids, self._ids, text, spans)
-
-    def _scale(self, ids: list[int], offsets: list[Span] | None, item: MarkedText, labels: list[int]) -> list[float]:
+    def _scale(self, ids: list[int], places: Places, item: MarkedText, labels: list[int]) -> list[float]:
         scale = [float(label != IGNORED) for label in labels]
         for start, stop, weight in item.weights:
-            part = self._labels(ids, offsets, item.text, [(start, stop)])
+            part = self._tokens.labels(ids, places, item.text, [(start, stop)])
             scale = [weight if own != IGNORED and label != IGNORED else old for own, label, old in zip(part, labels, scale, strict=True)]
         return scale
 
@@ -410,8 +404,7 @@ class ChatTemplate:
         return ids if self.use_chat_template else [*self._bos, *ids]
 
     def _ids(self, text: str) -> list[int]:
-        ids: Any = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        return self._tokens.ids(text)
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
