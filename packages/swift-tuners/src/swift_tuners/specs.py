@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swift_core.specs import CommandSpec, TunerSpec
+from swift_core.specs import CallbackSpec, CommandSpec, ExportSpec, OptimizerSpec, TunerSpec
 
 TUNERS = (
     TunerSpec(
@@ -21,5 +21,102 @@ COMMANDS = (
         target="swift_tuners.cli:merge_lora",
         config="swift_tuners.config:MergeConfig",
         group="Adapters",
+    ),
+)
+
+EXPORTS = (
+    ExportSpec(
+        name="peft",
+        summary="write a checkpoint of ms-swift as a plain PEFT adapter",
+        target="swift_tuners.merge.actions:to_peft",
+        options="swift_tuners.merge_options:PeftActionSection",
+        order=10,
+        produces="adapter",
+    ),
+    ExportSpec(
+        name="merge",
+        summary="fold an adapter into its base model and check that the answers stay the same",
+        target="swift_tuners.merge.actions:merge_adapter",
+        options="swift_tuners.merge_options:MergeActionSection",
+        order=20,
+        produces="model",
+    ),
+)
+
+
+def _bnb(name: str, summary: str, states: float) -> OptimizerSpec:
+    return OptimizerSpec(
+        name=name,
+        summary=summary,
+        target="swift_tuners.optimizers.bnb:make",
+        requires=("bitsandbytes",),
+        install="swift-tuners[bnb]",
+        states=states,
+        paged=name.startswith("paged_"),
+    )
+
+
+def _projecting(name: str, summary: str, target: str, *, states: float = 2.0, install: str | None = None) -> OptimizerSpec:
+    return OptimizerSpec(
+        name=name,
+        summary=summary,
+        target=f"swift_tuners.optimizers.{target}",
+        requires=("bitsandbytes",) if install else (),
+        install=install,
+        states=states,
+        family=name.partition("_")[0],
+        full_only=True,
+        projects=True,
+    )
+
+
+def _schedule_free(name: str, summary: str, states: float) -> OptimizerSpec:
+    return OptimizerSpec(
+        name=f"schedule_free_{name}",
+        summary=summary,
+        target=f"swift_tuners.optimizers.schedule_free:{name}",
+        requires=("schedulefree",),
+        install="swift-tuners[schedulefree]",
+        states=states,
+        # They average weights in place of a falling rate.
+        schedules=("constant", "constant_with_warmup"),
+    )
+
+
+OPTIMIZERS = (
+    _projecting("galore_adamw", "GaLore: AdamW on low-rank projections of the gradients", "galore:galore_adamw"),
+    _projecting("galore_adamw_8bit", "GaLore with 8-bit state", "galore:galore_adamw_8bit", states=0.5, install="swift-tuners[bnb]"),
+    _projecting("galore_adafactor", "GaLore around Adafactor", "galore:galore_adafactor", states=0.01),
+    _projecting("apollo_adamw", "APOLLO: gradients scaled as AdamW would, told from a random projection", "apollo:apollo_adamw"),
+    _projecting("apollo_mini", "APOLLO with a projection to one row", "apollo:apollo_mini"),
+    OptimizerSpec(
+        name="muon",
+        summary="Muon for the matrices of layers, AdamW for the rest",
+        target="swift_tuners.optimizers.muon:muon",
+        states=1.0,
+        full_only=True,
+    ),
+    OptimizerSpec(name="lion", summary="the sign of an average of gradients", target="swift_tuners.optimizers.lion:lion", states=1.0),
+    _bnb("adamw_8bit", "AdamW with 8-bit state (bitsandbytes)", 0.5),
+    _bnb("paged_adamw_8bit", "8-bit AdamW whose state moves to main memory when the GPU is full", 0.5),
+    _bnb("paged_adamw_32bit", "AdamW whose state moves to main memory when the GPU is full", 2.0),
+    _bnb("lion_8bit", "Lion with 8-bit state (bitsandbytes)", 0.25),
+    _bnb("paged_lion_8bit", "8-bit Lion whose state moves to main memory when the GPU is full", 0.25),
+    _bnb("paged_lion_32bit", "Lion whose state moves to main memory when the GPU is full", 1.0),
+    _bnb("ademamix", "AdamW with a second, slower average (bitsandbytes)", 3.0),
+    _bnb("ademamix_8bit", "AdEMAMix with 8-bit state", 0.75),
+    _bnb("paged_ademamix_8bit", "8-bit AdEMAMix whose state moves to main memory when the GPU is full", 0.75),
+    _bnb("paged_ademamix_32bit", "AdEMAMix whose state moves to main memory when the GPU is full", 3.0),
+    _bnb("rmsprop_8bit", "RMSprop with 8-bit state (bitsandbytes)", 0.25),
+    _schedule_free("adamw", "AdamW that averages weights instead of lowering the rate", 2.0),
+    _schedule_free("radam", "schedule-free RAdam, without warm-up", 2.0),
+    _schedule_free("sgd", "schedule-free SGD", 1.0),
+)
+
+CALLBACKS = (
+    CallbackSpec(
+        name="lisa",
+        summary="trains a few layers at a time; --lisa_activated_layers switches it on",
+        target="swift_tuners.optimizers.lisa:LisaCallback",
     ),
 )

@@ -1,0 +1,1 @@
+"""Optimizers that save memory, one idea a file."""
