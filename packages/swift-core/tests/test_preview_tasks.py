@@ -104,7 +104,7 @@ def test_texts_to_compare_show_all_of_them(capsys, model, tmp_path):
     out = preview(capsys, model, tmp_path, [ROWS["embedding"]])
     assert out.count("[negative: ") == 2
     assert "Farther" in out
-    as_pairs = preview(capsys, model, tmp_path, [ROWS["embedding"]], "--task_type", "reranker")
+    as_pairs = preview(capsys, model, tmp_path, [ROWS["embedding"]], "--task_type", "reranker", "--max_length", "2000")
     assert as_pairs.count("<Query>: Who?") == 3
 
 
@@ -125,9 +125,8 @@ def test_json_names_the_parts(capsys, model, tmp_path):
 def test_a_task_that_the_rows_are_not_for_is_refused(capsys, model, tmp_path):
     with pytest.raises(DataError, match="no rejected answer"):
         preview(capsys, model, tmp_path, [ROWS["causal_lm"]], "--rlhf_type", "dpo")
-    with pytest.raises(DataError, match="swift rlhf") as caught:
+    with pytest.raises(DataError, match="swift rlhf"):
         preview(capsys, model, tmp_path, [ROWS["preference"]], "--task_type", "causal_lm")
-    assert "rejected" not in str(caught.value.fix)
 
 
 def test_one_of_task_and_method():

@@ -41,6 +41,7 @@ class Pieces:
         think_before, think_after: what stands around thoughts, which the data write between `<think>` and `</think>`.
         think_fills: which answers without thoughts open with `think_off`: those after the last question (`always`), the last
             message (`last`), or none unless somebody says so (`never`).
+        think_with_calls: whether an answer with calls opens with thoughts, or what stands for them, as others do.
         summary: one line for people.
     """
 
@@ -65,6 +66,7 @@ class Pieces:
     think_before: str = "<think>\n"
     think_after: str = "\n</think>\n\n"
     think_fills: Literal["always", "last", "never"] = "always"
+    think_with_calls: bool = False
     summary: str = ""
 
     @property
@@ -115,9 +117,10 @@ def _opening(pieces: Pieces) -> list[str]:
 def _turns(pieces: Pieces) -> list[str]:
     block = pieces.system.removeprefix(pieces.prefix) if pieces.system else ""
     # A system block that ends as a turn does can stand anywhere.
+    ends = [end for end in (pieces.sep, pieces.user.rpartition("{{QUERY}}")[2]) if end]
     inner = (
         _output(block, SYSTEM="message['content']")
-        if pieces.sep and block.endswith(pieces.sep)
+        if any(block.endswith(end) for end in ends)
         else _refuse("a system message can only be the first one")
     )
     question = "message['content']"
@@ -182,11 +185,8 @@ def _answer_text(pieces: Pieces) -> list[str]:
     # What the format itself writes around thoughts may stand in the data already.
     own = "" if pieces.think_after.strip() == "</think>" else f" and {_literal(pieces.think_after.strip())} not in answer"
     last = " and loop.last" if pieces.think_fills == "last" else ""
-    fill = (
-        [f"{{%- elif fills{last} and not message['end']{own} %}}", f"{{%- set answer = {_literal(off)} + answer %}}"]
-        if off is not None
-        else []
-    )
+    calls = "true" if pieces.think_with_calls else "not message['end']"
+    fill = [f"{{%- elif fills{last} and {calls}{own} %}}", f"{{%- set answer = {_literal(off)} + answer %}}"] if off is not None else []
     return [
         "{%- set answer = message['content'] %}",
         "{%- set thought = '' %}",
@@ -196,7 +196,7 @@ def _answer_text(pieces: Pieces) -> list[str]:
         "{%- set thought = answer.split('</think>')[0].split('<think>')[-1] %}",
         "{%- set answer = answer.split('</think>')[-1].lstrip('\\n') %}",
         "{%- endif %}",
-        f"{{%- if not message['end']{own} and loop.index0 < seen.last and not keeps %}}",
+        f"{{%- if {calls}{own} and loop.index0 < seen.last and not keeps %}}",
         f"{{%- set answer = {past} + answer %}}",
         "{%- elif thought.strip() %}",
         f"{{%- set answer = {before} + thought.strip('\\n') + {after} + answer %}}",

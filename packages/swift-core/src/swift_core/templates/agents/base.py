@@ -41,6 +41,7 @@ class AgentFormat:
         before_calls: what stands between the text of an answer and its calls.
         frame: the turn that holds results, with `{{RESULTS}}`, where the family has one of its own; elsewhere they are a user turn.
         ending: what ends an answer with calls, where that is not the usual end of a turn.
+        tools_frame: the message that holds the tools, with `{{TOOLS}}`, where the family does not put them into the system message.
         continued: whether the answer goes on right after the results, without a header.
     """
 
@@ -53,6 +54,7 @@ class AgentFormat:
     before_calls: str = "\n"
     frame: str | None = None
     ending: str = ""
+    tools_frame: str | None = None
     continued: bool = False
 
     def format_tools(self, tools: Sequence[Tool], system: str | None = None, *, framed: bool = True) -> str:
@@ -114,6 +116,12 @@ def arguments_json(arguments: Any) -> str:
     return arguments if isinstance(arguments, str) else dumps(arguments)
 
 
+def arguments_of(call: Call) -> dict[str, Any]:
+    """Return the arguments of a call by name; empty where they are no object."""
+    value: Any = loads(call.arguments) if isinstance(call.arguments, str) else call.arguments
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
 def function_of(tool: Tool) -> Tool:
     """Return the function schema of a tool, whether or not it is wrapped as OpenAI does."""
     inner: Any = tool.get("function")
@@ -140,11 +148,17 @@ def read_call(value: Any) -> Call | None:
 
 def typed(text: str, name: str, key: str, tools: Sequence[Tool]) -> Any:
     """Return an argument that was written as plain text with the type its schema says; without a schema, JSON where it is JSON."""
+    if schema_of(name, key, tools).get("type") == "string":
+        return text
+    value = loads(text)
+    return text if value is None and text.strip() != "null" else value
+
+
+def schema_of(name: str, key: str, tools: Sequence[Tool]) -> Tool:
+    """Return the JSON schema of an argument of a tool, empty where it is not known."""
     for tool in tools:
         function = function_of(tool)
         if function.get("name") == name:
-            kind: Any = ((function.get("parameters") or {}).get("properties") or {}).get(key, {}).get("type")
-            if kind == "string":
-                return text
-    value = loads(text)
-    return text if value is None and text.strip() != "null" else value
+            schema: Any = ((function.get("parameters") or {}).get("properties") or {}).get(key)
+            return cast(Tool, schema) if isinstance(schema, dict) else {}
+    return {}

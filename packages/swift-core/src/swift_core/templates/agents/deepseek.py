@@ -1,11 +1,21 @@
-"""DeepSeek V3.1: calls between special tokens; the answer goes on right after the results."""
+"""DeepSeek: calls between special tokens (V3.1, where the answer goes on right after the results), or tagged DSML (V4)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from swift_core.templates.agents.base import AgentFormat, Result, Tool, arguments_json, dumps, function_of, loads
+from swift_core.templates.agents.base import (
+    AgentFormat,
+    Result,
+    Tool,
+    argument_text,
+    arguments_json,
+    arguments_of,
+    dumps,
+    function_of,
+    loads,
+)
 from swift_core.templates.agents.incremental import BlockParser, Call, CallParser
 
 _ALL, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -59,3 +69,67 @@ def _reader(tools: Sequence[Tool]) -> CallParser:
 DEEPSEEK_V3_1 = AgentFormat(
     tools=_tools, calls=_calls, results=_results, reader=_reader, before_calls="", frame="{{RESULTS}}", continued=True
 )
+
+
+_DSML = "｜DSML｜"
+_BLOCK, _BLOCK_END = f"<{_DSML}tool_calls>", f"</{_DSML}tool_calls>"
+_TOOLS_V4 = (
+    "## Tools\n\nYou have access to a set of tools to help answer the user's question. You can invoke tools by writing a "
+    '"{block}" block like the following:\n\n'
+    '{block}\n<{mark}invoke name="$TOOL_NAME">\n'
+    '<{mark}parameter name="$PARAMETER_NAME" string="true|false">$PARAMETER_VALUE</{mark}parameter>\n...\n</{mark}invoke>\n'
+    '<{mark}invoke name="$TOOL_NAME2">\n...\n</{mark}invoke>\n{end}\n\n'
+    'String parameters should be specified as is and set `string="true"`. For all other types (numbers, booleans, arrays, objects), '
+    'pass the value in JSON format and set `string="false"`.\n\n'
+    "If thinking_mode is enabled (triggered by <think>), you MUST output your complete reasoning inside <think>...</think> BEFORE any "
+    "tool calls or final response.\n\n"
+    "Otherwise, output directly after </think> with tool calls or final response.\n\n"
+    "### Available Tool Schemas\n\n{tools}\n\n"
+    "You MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.\n"
+)
+
+
+def _tools_v4(tools: Sequence[Tool]) -> str:
+    listed = "\n".join(dumps(function_of(tool)) for tool in tools)
+    return _TOOLS_V4.format(block=_BLOCK, end=_BLOCK_END, mark=_DSML, tools=listed)
+
+
+def _calls_v4(calls: Sequence[Call]) -> str:
+    # The empty line belongs to the block, whether or not there is a text before it.
+    return f"\n\n{_BLOCK}\n" + "\n".join(map(_invoked, calls)) + f"\n{_BLOCK_END}"
+
+
+def _invoked(call: Call) -> str:
+    lines = [_parameter(name, value) for name, value in arguments_of(call).items()]
+    return "\n".join([f'<{_DSML}invoke name="{call.name}">', *lines, f"</{_DSML}invoke>"])
+
+
+def _parameter(name: str, value: object) -> str:
+    plain = "true" if isinstance(value, str) else "false"
+    return f'<{_DSML}parameter name="{name}" string="{plain}">{argument_text(value)}</{_DSML}parameter>'
+
+
+def _results_v4(results: Sequence[Result]) -> str:
+    return "\n\n".join(f"<tool_result>{result.content}</tool_result>" for result in results)
+
+
+_INVOKE = re.compile(rf'<{_DSML}invoke\s+name="([^"]+)">(.*?)(?:</{_DSML}invoke>|{_BLOCK_END}|$)', re.DOTALL)
+_PARAMETER = re.compile(rf'<{_DSML}parameter\s+name="([^"]+)"\s+string="(true|false)">(.*?)</{_DSML}parameter>', re.DOTALL)
+
+
+def _read_v4(block: str) -> list[Call] | None:
+    return [
+        Call(name, {key: _value(kind, text) for key, kind, text in _PARAMETER.findall(body)}) for name, body in _INVOKE.findall(block)
+    ] or None
+
+
+def _value(kind: str, text: str) -> object:
+    value = None if kind == "true" else loads(text)
+    return text if value is None and text.strip() != "null" else value
+
+
+def _reader_v4(tools: Sequence[Tool]) -> CallParser:
+    return BlockParser((_BLOCK,), (_BLOCK_END,), _read_v4)
+
+
+DEEPSEEK_V4 = AgentFormat(tools=_tools_v4, calls=_calls_v4, results=_results_v4, reader=_reader_v4, before_calls="")

@@ -30,7 +30,10 @@ def with_agent_turns(
     """
     turns: list[Message] = []
     rest = list(messages)
-    if tools:
+    if tools and raw_results and agent.tools_frame is not None:
+        # It stands before the system message and is written as it is, like a result.
+        turns.append(cast(Message, {"role": "tool", "content": agent.tools_frame.replace("{{TOOLS}}", agent.tools(tools))}))
+    elif tools:
         first = rest.pop(0) if rest and rest[0]["role"] == "system" else None
         system: Any = first["content"] if first else default_system
         turns.append(cast(Message, {**(first or {}), "role": "system", "content": agent.format_tools(tools, system, framed=raw_results)}))
@@ -69,7 +72,8 @@ def _results_turn(agent: AgentFormat, results: list[Result], raw: bool) -> Messa
     text = agent.format_results(results)
     if not raw or agent.frame is None:
         # Templates and the choice of what is trained tell it from a question by this.
-        return cast(Message, {"role": "user", "content": text.strip("\n"), "tool_results": True})
+        opened = f"{agent.ending}{text}" if agent.continued and agent.ending else text
+        return cast(Message, {"role": "user", "content": opened.strip("\n"), "tool_results": True})
     turn: dict[str, Any] = {"role": "tool", "content": agent.frame.replace("{{RESULTS}}", text)}
     if agent.continued:
         turn["continued"] = True
