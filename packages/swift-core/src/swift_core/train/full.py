@@ -15,6 +15,7 @@ from swift_core.config.sections import TunerSection
 from swift_core.errors import CheckpointError, ModelError
 from swift_core.models.folder import check_model_folder
 from swift_core.models.modules import frozen_names, module_map
+from swift_core.models.quantization import refuse_full_training
 from swift_core.models.quiet import quiet_transformers
 from swift_core.registry import nearest
 
@@ -38,6 +39,7 @@ class FullTuner:
         """
         if not isinstance(options, TunerSection):
             raise ModelError(f"the tuner full takes TunerSection, not {type(options).__name__}", fix="pass config.tuner")
+        refuse_full_training(model)
         names = [name for name, _ in model.named_parameters()]
         parts = {"freeze_llm": options.freeze_llm, "freeze_vit": options.freeze_vit, "freeze_aligner": options.freeze_aligner}
         frozen = _first_share(model, options.freeze_parameters_ratio) | set(frozen_names(model, module_map(model), **parts))
