@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from swift_core.errors import TrainingError
-from swift_rlhf.advantages import group_advantages
+from swift_rlhf.advantages import combine_rewards, decoupled_advantages, group_advantages, informative, rewards_less_kl, token_returns
 
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
 SIGNS = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
@@ -20,6 +20,10 @@ ONE_GROUP = torch.zeros(4, dtype=torch.long)
         ({}, 0.865875430),
         ({"scale_rewards": "none"}, 0.5),
         ({"estimator": "rloo", "scale_rewards": "none"}, 0.666666667),
+        ({"estimator": "rloo"}, 0.666666667),
+        ({"estimator": "reinforce_plus_plus"}, 0.865875430),
+        ({"estimator": "reinforce_plus_plus_baseline"}, 0.865875430),
+        ({"estimator": "reinforce_plus_plus", "scale_rewards": "none"}, 0.5),
         ({"scale_rewards": "batch"}, 0.865875430),
     ],
     ids=str,
@@ -82,3 +86,56 @@ def test_shapes_and_names_are_checked() -> None:
     ):
         with pytest.raises(TrainingError):
             group_advantages(rewards, groups, **more)
+
+
+def test_reinforce_plus_plus_compares_with_the_batch_and_its_baseline_with_the_group_first() -> None:
+    rewards, groups = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0], dtype=torch.float64), torch.tensor([0, 0, 1, 1, 1])
+    found = group_advantages(rewards, groups, estimator="reinforce_plus_plus")
+    assert torch.allclose(found, (rewards - rewards.mean()) / (rewards.std() + 1e-4))
+    centred = torch.tensor([-0.5, 0.5, -1.0, 0.0, 1.0], dtype=torch.float64)
+    found = group_advantages(rewards, groups, estimator="reinforce_plus_plus_baseline")
+    assert torch.allclose(found, centred / (centred.std() + 1e-4))
+    constant = torch.full((5,), 0.1)
+    assert not group_advantages(constant, groups, estimator="reinforce_plus_plus").any()
+    nothing = torch.full((5,), float("nan"))
+    for estimator in ("grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):
+        assert not group_advantages(nothing, groups, estimator=estimator).any()
+
+
+def test_groups_without_difference_are_found() -> None:
+    rewards = torch.tensor([1.0, 1.0, 0.0, 0.05, float("nan"), 1.0, 0.0, 1.0])
+    groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    assert informative(rewards, groups).tolist() == [False, False, True, True, False, False, True, True]
+    assert informative(rewards, groups, threshold=0.1).tolist() == [False] * 6 + [True] * 2
+
+
+def test_rewards_that_do_not_apply_are_left_out_of_the_sum() -> None:
+    nan = float("nan")
+    rewards = torch.tensor([[1.0, 2.0], [nan, 2.0], [nan, nan]])
+    assert combine_rewards(rewards, torch.tensor([0.5, 2.0])).tolist()[:2] == [4.5, 4.0]
+    assert combine_rewards(rewards)[2].isnan()
+    with pytest.raises(TrainingError, match="3 reward_weights for 2"):
+        combine_rewards(rewards, torch.ones(3))
+
+
+def test_decoupled_rewards_count_whatever_their_scale() -> None:
+    nan = float("nan")
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [nan, nan]], dtype=torch.float64)
+    groups = torch.tensor([0, 0, 0, 0, 0])
+    plain = decoupled_advantages(rewards, groups)
+    scaled = decoupled_advantages(rewards * torch.tensor([1.0, 1000.0]), groups)
+    assert torch.allclose(plain, scaled, atol=1e-3)
+    assert plain[0].item() == pytest.approx(0, abs=1e-9)
+    assert plain[2].item() == pytest.approx(-plain[3].item())
+    assert plain[4].item() == 0
+    assert decoupled_advantages(rewards, groups, weights=torch.tensor([1.0, 0.1]))[0] > 0.5
+    assert not decoupled_advantages(torch.ones(4, 2), groups[:4]).any()
+
+
+def test_token_returns_price_the_kl_from_each_token_on() -> None:
+    kl, mask = torch.tensor([[0.1, 0.2, 0.0], [0.3, 0.0, 0.0]], dtype=torch.float64), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    rewards = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    raw = torch.tensor([1 - 0.1 * 0.3, 1 - 0.1 * 0.2, -0.1 * 0.3], dtype=torch.float64)
+    found = token_returns(rewards, kl, mask, kl_coef=0.1)
+    assert torch.allclose(found[mask.bool()], (raw - raw.mean()) / raw.std(), atol=1e-6)
+    assert rewards_less_kl(rewards, kl, mask, kl_coef=0.1).tolist() == pytest.approx([0.97, -0.03])

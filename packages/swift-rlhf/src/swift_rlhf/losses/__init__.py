@@ -2,7 +2,8 @@
 
 from swift_rlhf.losses.aggregation import Aggregation, aggregate, sample_weights
 from swift_rlhf.losses.chord import chord_mu, chord_phi
-from swift_rlhf.losses.distillation import generalized_jsd, generalized_jsd_topk, in_chunks
+from swift_rlhf.losses.chunks import chunked_sum
+from swift_rlhf.losses.distillation import generalized_jsd, generalized_jsd_topk
 from swift_rlhf.losses.divergence import divergence_scores
 from swift_rlhf.losses.kl import kl_estimate
 from swift_rlhf.losses.kto import kto_kl, kto_loss
@@ -25,6 +26,7 @@ __all__ = [
     "aggregate",
     "chord_mu",
     "chord_phi",
+    "chunked_sum",
     "cpo_loss",
     "desensitized_logps",
     "divergence_scores",
@@ -34,7 +36,6 @@ __all__ = [
     "gae",
     "generalized_jsd",
     "generalized_jsd_topk",
-    "in_chunks",
     "kl_estimate",
     "kto_kl",
     "kto_loss",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from swift_core.errors import TrainingError
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from swift_rlhf.losses.reference_free import log1mexp
 from swift_rlhf.losses.tokens import wide
+
+_FLOOR = -1e4  # e^-10000 is 0 in every number type
 
 
 def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, *, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
@@ -80,29 +80,14 @@ def generalized_jsd_topk(
     return _divergence(student, teacher, beta)
 
 
-def in_chunks(function: Callable[..., Tensor], *tensors: Tensor, size: int = 512) -> Tensor:
-    """Return `function(*tensors)` computed piece by piece along the first axis, recomputed for the gradient.
-
-    At most `size` rows of what the function makes in between, such as logits, are in memory at once.
-
-    Args:
-        function: maps rows to rows, `[n, ...] -> [n]`, each on its own.
-        tensors: `[tokens, ...]`, such as hidden states and the teacher's logits.
-        size: rows at a time.
-
-    Returns:
-        `[tokens]`.
-    """
-    pieces = [checkpoint(function, *piece, use_reentrant=False) for piece in zip(*(tensor.split(size) for tensor in tensors), strict=True)]
-    return torch.cat(pieces)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
 def _rest(logps: Tensor) -> Tensor:
     total = logps.logsumexp(-1, keepdim=True)
     return log1mexp(total)
 
 
 def _divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    # A probability of 0 on both sides must add nothing, and -inf - -inf would be NaN.
+    student, teacher = student.clamp_min(_FLOOR), teacher.clamp_min(_FLOOR)
     if beta == 0:
         return _kl(teacher, student)
     if beta == 1:
@@ -112,10 +97,7 @@ def _divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
 
 
 def _kl(first: Tensor, second: Tensor) -> Tensor:
-    # Events that neither can show have probability 0 and add nothing; -inf - -inf would be NaN.
-    shown = ~first.isneginf()
-    ratio = torch.where(shown, first, 0) - torch.where(shown, second, 0)
-    return (torch.where(shown, first, -torch.inf).exp() * ratio).sum(-1)
+    return (first.exp() * (first - second)).sum(-1)
 
 
 def _check(beta: float, temperature: float) -> None:
