@@ -128,7 +128,13 @@ class CallbackSpec(Spec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSpec(Spec):
-    """A reward function for online RL."""
+    """A reward for online RL: `target` is a function, or a class whose objects are called, `reward(completions, **columns)`.
+
+    Attributes:
+        process: whether it runs in processes of its own, a sample at a time: for work that keeps a core busy or may hang.
+    """
+
+    process: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
     from swift_tuners.api import Swift
-    from swift_tuners.config import LoraOptions
+    from swift_tuners.lora_options import LoraOptions
     from swift_tuners.targets import find_all_linears
 
 # Imported at first use, so that `import swift_tuners` does not load torch.
 _HOMES = {
     "LoraConfig": "peft",
-    "LoraOptions": "swift_tuners.config",
+    "LoraOptions": "swift_tuners.lora_options",
     "Swift": "swift_tuners.api",
     "find_all_linears": "swift_tuners.targets",
 }

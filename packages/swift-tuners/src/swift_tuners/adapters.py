@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -14,13 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from swift_tuners.precision import base_dtype, cast_adapter
+from swift_tuners.shifted import changes_the_base, remember, restore_plain, save_plain, shifted_adapters
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED_WEIGHTS = "adapter_model.bin"
 CONFIG = "adapter_config.json"
-
-# Starts that take something out of the base weights, which other adapters on the same model would miss.
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def attach(model: nn.Module, config: PeftConfig, *, dtype: torch.dtype = torch.float32, adapter_name: str = "default") -> PeftModel:
@@ -42,6 +40,7 @@ def attach(model: nn.Module, config: PeftConfig, *, dtype: torch.dtype = torch.f
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"this model cannot take the adapter: {_short(error)}", fix="choose other layers with --target_modules") from error
     cast_adapter(adapted, adapter_name, dtype)
+    remember(adapted, adapter_name)
     return _ready_to_train(adapted, adapter_name)
 
 
@@ -72,7 +71,7 @@ def load(model: nn.Module, folder: Path, *, trainable: bool, adapter_name: str =
         raise
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the adapter in {str(folder)!r} does not fit this model: {_short(error)}", fix=fix) from error
-    stray = [*result.missing_keys, *result.unexpected_keys]
+    stray = _stray(result, config)
     if stray:
         lost, extra = len(result.missing_keys), len(result.unexpected_keys)
         raise CheckpointError(
@@ -95,8 +94,14 @@ def save(model: nn.Module, folder: Path) -> None:
     """
     if not isinstance(model, PeftModel):
         raise ModelError(f"a {type(model).__name__} has no adapter to save", fix="prepare the model with a tuner first")
+    shifted = shifted_adapters(model)
+    for name in shifted:
+        save_plain(model, folder if name == "default" else folder / name, name)
+    kept = [name for name in model.peft_config if name not in shifted]
+    if not kept:
+        return
     # "auto" would ask the hub for the base model's vocabulary size on every save.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=kept)
 
 
 def restore(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
@@ -110,12 +115,15 @@ def restore(model: nn.Module, folder: Path, adapter_name: str = "default") -> No
     if not isinstance(model, PeftModel):
         raise ModelError(f"a {type(model).__name__} has no adapter to restore", fix="prepare the model with a tuner first")
     try:
+        if adapter_name in shifted_adapters(model):
+            restore_plain(model, folder / WEIGHTS, adapter_name)
+            return
         result = model.load_adapter(str(folder), adapter_name, is_trainable=True, autocast_adapter_dtype=False)
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"the adapter in {str(folder)!r} does not fit this model: {_short(error)}", fix="use the settings the run was started with"
         ) from error
-    stray = [*result.missing_keys, *result.unexpected_keys]
+    stray = _stray(result, model.peft_config[adapter_name])
     if stray:
         raise CheckpointError(
             f"the adapter in {str(folder)!r} does not fit this model: the first of {len(stray)} weights without a place is {stray[0]}",
@@ -146,6 +154,13 @@ def check_adapter_folder(folder: Path) -> None:
     raise NotFoundError(f"{str(folder)!r} holds no adapter weights: {WEIGHTS} is missing", fix="choose another checkpoint")
 
 
+def _stray(result: Any, config: PeftConfig) -> list[str]:
+    """Return the weights of a file that have no place and those of the model that were not in the file."""
+    found = [*result.missing_keys, *result.unexpected_keys]
+    # PEFT puts virtual tokens in by hand and reports their key all the same.
+    return [] if config.is_prompt_learning else found
+
+
 def _wrap(model: nn.Module, config: PeftConfig, adapter_name: str) -> PeftModel:
     if not isinstance(model, PeftModel):
         with warnings.catch_warnings():
@@ -154,10 +169,10 @@ def _wrap(model: nn.Module, config: PeftConfig, adapter_name: str) -> PeftModel:
             return cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config, adapter_name, autocast_adapter_dtype=False))
     if adapter_name in model.peft_config:
         raise ModelError(f"the model has an adapter {adapter_name!r} already", fix="choose another adapter_name")
-    start = getattr(config, "init_lora_weights", True)
-    if isinstance(start, str) and start.startswith(CHANGE_THE_BASE):
+    if changes_the_base(config):
         raise ModelError(
-            f"an adapter that starts from the base weights ({start}) must be the only one", fix="merge it with `swift merge-lora`"
+            f"an adapter that starts from the base weights ({getattr(config, 'init_lora_weights', '')}) must be the only one",
+            fix="merge it with `swift merge-lora`",
         )
     model.add_adapter(adapter_name, config, autocast_adapter_dtype=False)
     model.set_adapter(adapter_name)

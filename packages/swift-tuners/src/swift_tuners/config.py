@@ -1,9 +1,9 @@
-"""Options of the tuners and the config of `swift merge-lora`."""
+"""Which layers a tuner goes to, and the config of `swift merge-lora`."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 from swift_core.config.command import CommandConfig
@@ -24,6 +24,16 @@ class TargetOptions(Section):
     )
     target_regex: str | None = option(None, "layers whose full name this regular expression matches, instead of --target_modules")
     modules_to_save: list[str] = option([], "layers trained in full and saved with the adapter, such as embed_tokens lm_head")
+    layers_to_transform: list[int] = option([], "numbers of the model's layers that get an adapter; default: all")
+
+    @field_validator("layers_to_transform")
+    @classmethod
+    def _numbers_of_layers(cls, value: list[int], info: ValidationInfo) -> list[int]:
+        if any(number < 0 for number in value):
+            raise ValueError("layers are counted from 0")
+        if value and info.data.get("target_regex") is not None:
+            raise ValueError("target_regex says which layers already; write the numbers into it")
+        return value
 
     @field_validator("target_regex")
     @classmethod
@@ -39,38 +49,15 @@ class TargetOptions(Section):
         return value
 
 
-class LoraOptions(TargetOptions):
-    """LoRA options."""
+def shard_size(value: str) -> str:
+    """Return a size such as `5GB` as it is.
 
-    lora_rank: int = option(8, "rank of the two matrices", basic=True, ge=1)
-    lora_alpha: int = option(32, "the update is scaled by lora_alpha / lora_rank", basic=True, gt=0)
-    lora_dropout: float = option(0.05, "dropout in front of the matrices", ge=0, lt=1)
-    lora_bias: Literal["none", "all", "lora_only"] = option(
-        "none", "biases that are trained as well: none, all, or those of adapted layers"
-    )
-    target_parameters: list[str] = option(
-        [], "weights that are not layers of their own, such as mlp.experts.gate_up_proj; needs --lora_dropout 0"
-    )
-    use_rslora: bool = option(False, "scale by lora_alpha / sqrt(lora_rank), which suits high ranks")
-    use_dora: bool = option(False, "train magnitude and direction of the weights apart (DoRA)")
-    init_weights: Literal["true", "false", "gaussian", "orthogonal", "pissa", "olora"] = option(
-        "true", "start of the matrices; true starts as the base model, false at random, pissa and olora from the base weights"
-    )
-    lora_dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "number type of the matrices; default: float32, also over a half precision model"
-    )
-
-    @field_validator("init_weights", mode="before")
-    @classmethod
-    def _boolean_word(cls, value: Any) -> Any:
-        return str(value).lower() if isinstance(value, bool) else value
-
-    @field_validator("target_parameters")
-    @classmethod
-    def _no_dropout_on_parameters(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        if value and info.data.get("lora_dropout", 0.05) > 0:
-            raise ValueError("a bare weight has no input to drop; add --lora_dropout 0")
-        return value
+    Raises:
+        ValueError: when it is none.
+    """
+    if not re.fullmatch(r"[1-9]\d*(\.\d+)?\s*(KB|MB|GB|KIB|MIB|GIB)", value.upper()):
+        raise ValueError("write a number and KB, MB or GB, such as 5GB")
+    return value
 
 
 class MergeSection(Section):
@@ -83,9 +70,7 @@ class MergeSection(Section):
     @field_validator("max_shard_size")
     @classmethod
     def _a_size(cls, value: str) -> str:
-        if not re.fullmatch(r"[1-9]\d*(\.\d+)?\s*(KB|MB|GB|KIB|MIB|GIB)", value.upper()):
-            raise ValueError("write a number and KB, MB or GB, such as 5GB")
-        return value
+        return shard_size(value)
 
 
 class MergeConfig(CommandConfig):

@@ -51,8 +51,16 @@ def matches(name: str, targets: Iterable[str]) -> bool:
     return any(name == target or name.endswith("." + target) for target in targets)
 
 
-def resolve_targets(model: nn.Module, target_modules: Sequence[str], target_regex: str | None) -> list[str] | str:
+def resolve_targets(
+    model: nn.Module, target_modules: Sequence[str], target_regex: str | None, layers: Sequence[int] = ()
+) -> list[str] | str:
     """Return the layers to adapt, checked against the model, as PEFT's `target_modules` takes them.
+
+    Args:
+        model: the base model.
+        target_modules: names, or `all-linear`.
+        target_regex: full names, instead.
+        layers: numbers of the model's layers to which the names are limited; empty: all.
 
     Raises:
         ModelError: when a name or the expression matches nothing, or a layer shares its weight with another.
@@ -67,7 +75,43 @@ def resolve_targets(model: nn.Module, target_modules: Sequence[str], target_rege
     for target in target_modules:
         found += find_all_linears(model) if target == ALL_LINEAR else [_checked(model, target, names, "--target_modules")]
     _refuse_tied(model, [name for name in names if matches(name, found)])
-    return list(dict.fromkeys(found))
+    return _within(model, [name for name in names if matches(name, found)], layers) if layers else list(dict.fromkeys(found))
+
+
+def layer_list(model: nn.Module, path: str | None = None) -> tuple[str, nn.ModuleList]:
+    """Return the dotted path of the list of a model's layers and the list.
+
+    Raises:
+        ModelError: when there is none, or not at `path`.
+    """
+    found = path or module_map(model).layers
+    try:
+        layers = model.get_submodule(found) if found else None
+    except AttributeError as error:
+        raise ModelError(f"{path!r} is no part of this model", fix="leave --reft_layer_key out") from error
+    if found is None or not isinstance(layers, nn.ModuleList):
+        raise ModelError(f"no list of layers is found in a {type(model).__name__}", fix="use a tuner such as lora, which needs none")
+    return found, layers
+
+
+def check_layer_numbers(count: int, numbers: Sequence[int], setting: str) -> None:
+    """Check that a model with so many layers has those numbers.
+
+    Raises:
+        ModelError: for the first that it has not.
+    """
+    for number in numbers:
+        if not 0 <= number < count:
+            raise ModelError(f"{setting} {number}: this model has {count} layers", fix=f"give numbers from 0 to {count - 1}")
+
+
+def _within(model: nn.Module, names: Sequence[str], layers: Sequence[int]) -> list[str]:
+    path, found = layer_list(model)
+    check_layer_numbers(len(found), layers, "--layers_to_transform")
+    kept = [name for name in names if any(name.startswith(f"{path}.{number}.") for number in layers)]
+    if not kept:
+        raise ModelError("none of the chosen layers is in --layers_to_transform", fix="choose other --target_modules")
+    return kept
 
 
 def check_module_names(model: nn.Module, wanted: Sequence[str], setting: str) -> None:

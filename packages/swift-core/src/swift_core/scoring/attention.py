@@ -6,7 +6,7 @@ nothing is computed for pairs that do not see each other, and there is no paddin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import lru_cache
@@ -20,26 +20,35 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "swift_packed"
+# Attention implementations that look at `current_segments`, so that rows of several samples can stay as they are.
+SAMPLEWISE = {NAME}
 
 # On CPUs plain matrix products beat the fused kernel for samples up to about this many tokens.
 DENSE_UP_TO = 512
 
 _segments: ContextVar[tuple[int, ...] | None] = ContextVar("segments", default=None)
+_labels: ContextVar[torch.Tensor | None] = ContextVar("labels", default=None)
 
 
 @contextmanager
-def packed(segments: tuple[int, ...] | None) -> Iterator[None]:
-    """Tell attention that the row of the forward pass inside is made of these samples."""
-    token = _segments.set(segments)
+def packed(segments: tuple[int, ...] | None, labels: torch.Tensor | None = None) -> Iterator[None]:
+    """Tell the layers of the forward pass inside that its row is made of these samples, and what is trained of them."""
+    token, other = _segments.set(segments), _labels.set(labels)
     try:
         yield
     finally:
         _segments.reset(token)
+        _labels.reset(other)
 
 
 def current_segments() -> tuple[int, ...] | None:
     """Return the lengths of the samples in the row of the running forward pass, None where rows are not packed."""
     return _segments.get()
+
+
+def current_labels() -> torch.Tensor | None:
+    """Return the labels `[batch, seq]` of the running forward pass, -100 where nothing is trained; None where nothing is scored."""
+    return _labels.get()
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -168,6 +177,13 @@ def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
 def text_attention(model: Any) -> str:
     """Return the attention implementation of a model's language part."""
     return model.config.get_text_config()._attn_implementation
+
+
+def register_samplewise(name: str, function: Callable[..., tuple[torch.Tensor, None]]) -> None:
+    """Make an attention implementation known that looks at `current_segments`; it gets no mask for packed rows."""
+    AttentionInterface.register(name, function)  # pyright: ignore[reportArgumentType]
+    AttentionMaskInterface.register(name, packed_mask)  # pyright: ignore[reportArgumentType]
+    SAMPLEWISE.add(name)
 
 
 def set_text_attention(model: Any, name: str) -> None:

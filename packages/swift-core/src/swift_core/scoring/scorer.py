@@ -12,7 +12,7 @@ from torch import nn
 
 from swift_core.batching.collate import IGNORED, Batch
 from swift_core.errors import ModelError
-from swift_core.scoring.attention import NAME, packed, set_text_attention, text_attention
+from swift_core.scoring.attention import NAME, SAMPLEWISE, packed, set_text_attention, text_attention
 from swift_core.scoring.head import chunked_cross_entropy, count_correct
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,10 @@ class Scorer:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._split: bool | None = None
-        self._packs: bool | None = None
+        # A model that takes media through its own code, or virtual tokens in front, has no short way past it.
+        plain = hasattr(self._causal_lm(), "media_adapter") or _has_virtual_tokens(model)
+        self._split: bool | None = False if plain else None
+        self._packs: bool | None = False if plain else None
 
     def __call__(self, batch: Batch, *, with_correct: bool = False) -> Scores:
         """Score a batch; tokens labelled -100 are left out.
@@ -103,14 +105,16 @@ class Scorer:
     def _packing_differs(self, batch: Batch) -> str | None:
         model = self._causal_lm()
         before = text_attention(model)
-        if before not in (NAME, "sdpa", "eager"):
+        own = before in SAMPLEWISE
+        if not own and before not in ("sdpa", "eager"):
             return f"--attn_impl {before} was asked for"
         # Trained tokens: answers hold no placeholders of media.
         trained = batch.labels[batch.labels != IGNORED]
         tokens = (trained if len(trained) else batch.input_ids[0]).repeat(12)[:12]
         one, two = tokens[:7], tokens[7:]
         alone = [self._hidden(_row(part)) for part in (one, two)]
-        set_text_attention(model, NAME)
+        if not own:
+            set_text_attention(model, NAME)
         together = self._hidden(_row(torch.cat([one, two]), (len(one), len(two))))
         reason = _difference(together, torch.cat(alone, dim=1))
         if reason is not None:
@@ -124,7 +128,7 @@ class Scorer:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # pyright: ignore[reportCallIssue]
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
-        with packed(batch.segments):
+        with packed(batch.segments, batch.labels):
             return self._causal_lm().base_model(**_inputs(batch), use_cache=False).last_hidden_state
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -142,11 +146,16 @@ class Scorer:
         return list(self._causal_lm().get_output_embeddings().parameters())
 
     def _own_logits(self, batch: Batch) -> torch.Tensor:
-        with packed(batch.segments):
+        with packed(batch.segments, batch.labels):
             output = self.model(**_inputs(batch), use_cache=False)
         if getattr(output, "logits", None) is None:
             raise ModelError(f"{type(self.model).__name__} yields no logits", fix="use a causal language model")
-        return output.logits
+        # Virtual tokens of an adapter stand in front.
+        return output.logits[:, -batch.input_ids.shape[1] :]
+
+
+def _has_virtual_tokens(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:
