@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import field_validator
 
 from swift_core.config.fields import Section, option
 from swift_core.errors import Problem, RegistryError
@@ -57,6 +59,11 @@ class MemorySection(Section):
     apollo_scale: float | None = option(None, "APOLLO: the update is multiplied by its root; default: 1, and 128 for apollo_mini", gt=0)
     lisa_activated_layers: int = option(0, "train so many layers at a time, drawn anew again and again (LISA); 0: all layers", ge=0)
     lisa_step_interval: int = option(20, "LISA: steps between two draws", ge=1)
+
+    @field_validator("galore_proj_bits", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
 
 
 def memory_problems(config: TrainingConfig) -> list[Problem]:

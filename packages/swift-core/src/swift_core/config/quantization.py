@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import field_validator
 
 from swift_core.config.fields import Section, option
 from swift_core.errors import Problem
@@ -41,6 +43,11 @@ class QuantizationSection(Section):
     )
     hqq_axis: Literal["0", "1"] | None = option(None, "hqq: axis along which weights share a scale; default: 1")
     quant_group_size: int | None = option(None, "hqq: weights that share a scale; default: 64", ge=8)
+
+    @field_validator("quant_bits", "hqq_axis", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
 
     @property
     def bits(self) -> str:

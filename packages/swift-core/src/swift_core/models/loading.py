@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from swift_core.cards.models import families
+from swift_core.config.quantization import QuantizationSection
 from swift_core.config.sections import ModelSection
 from swift_core.errors import ModelError
 from swift_core.hub.resolve import resolve
@@ -20,9 +21,10 @@ from swift_core.models.auto_class import SCORING, auto_class
 from swift_core.models.config import load_config, max_model_length
 from swift_core.models.detection import detect_folder
 from swift_core.models.dtype import parse_dtype, resolve_dtype
-from swift_core.models.folder import check_model_folder
+from swift_core.models.folder import check_model_folder, read_json
 from swift_core.models.load_errors import load_error
 from swift_core.models.processing import Processor, fit_embeddings, load_processor, load_tokenizer, tokenizer_of
+from swift_core.models.quantization import placement, quantization_config
 from swift_core.models.quiet import quiet_transformers
 from swift_core.models.requirements import pip_line, unmet
 from swift_core.registry import import_target
@@ -200,6 +202,8 @@ def load_model(
     num_labels: int | None = None,
     problem_type: str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    quantization: QuantizationSection | None = None,
+    device: str = "cpu",
 ) -> PreTrainedModel:
     """Return the model of a folder in evaluation mode, from safetensors only.
 
@@ -211,11 +215,18 @@ def load_model(
         num_labels: outputs of a `seq_cls` head; by default as the folder has them. Rerankers and reward models have one.
         problem_type: kind of `seq_cls` labels, kept in the config.
         device_map: as transformers takes it; by default the model stays on the CPU.
+        quantization: how its weights are packed while loading, if at all.
+        device: where it will run; packed weights go there while loading, others stay on the CPU.
 
     Raises:
         ModelError: when the folder is incomplete, damaged, or of an architecture that is not supported for the task.
+        MissingDependencyError: when the library that packs or unpacks its weights is not installed.
     """
     check_model_folder(folder)
+    raw = read_json(folder / "config.json")
+    packing = quantization_config(quantization or QuantizationSection(), raw, folder, dtype=dtype, device=torch.device(device).type)
+    if device_map is None:
+        device_map = placement(packing, raw, device)
     detected = detect_folder(folder, model_type=section.model_type)
     missing = unmet(detected.needs)
     if missing:
@@ -223,6 +234,10 @@ def load_model(
     if detected.multimodal and detected.known and not detected.own_template and not section.model_type:
         logger.info("%s: taken for %s (%s)", folder, detected.model_type, "; ".join(detected.reasons))
     loader = families()[detected.model_type].loader if detected.known else ""
+    if loader and packing is not None:
+        raise ModelError(
+            f"{str(folder)!r}: models of the type {detected.model_type} cannot be packed while loading", fix="remove --quant_method"
+        )
     if loader:
         model: PreTrainedModel = import_target(loader, needed_for=f"model type {detected.model_type!r}")(folder, section, dtype)
     else:
@@ -230,7 +245,7 @@ def load_model(
         task = task_type or detected.task_type
         if task in SCORING:
             _set_head(config, folder, task, num_labels, problem_type, trust=section.trust_remote_code)
-        model = _load(section, folder, config, auto_class(config, task, folder), dtype=dtype, device_map=device_map)
+        model = _load(section, folder, config, auto_class(config, task, folder), dtype=dtype, device_map=device_map, packing=packing)
     if section.new_special_tokens:
         tokenizer = load_tokenizer(folder, trust_remote_code=section.trust_remote_code, new_special_tokens=section.special_tokens)
         fit_embeddings(model, tokenizer)
@@ -266,6 +281,7 @@ def _load(
     *,
     dtype: torch.dtype,
     device_map: str | dict[str, Any] | None,
+    packing: Any,
 ) -> PreTrainedModel:
     with quiet_transformers():
         try:
@@ -281,6 +297,7 @@ def _load(
                 output_loading_info=True,
                 # Wrong shapes are reported below, by name.
                 ignore_mismatched_sizes=True,
+                **({"quantization_config": packing} if packing is not None else {}),
             )
         except Exception as error:  # the library raises many kinds, from its own code and from the model's
             raise load_error(error, folder, config) from error

@@ -141,6 +141,26 @@ def refuse_full_training(model: nn.Module) -> None:
         raise ModelError("the weights of this model are packed and cannot be trained themselves", fix="choose --tuner_type lora")
 
 
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes from rearranging 4-bit weights for inference on CPUs, which it does in the first pass without gradients.
+
+    The rearranged weights run through a kernel that passes no gradient on, so training after an evaluation would go wrong.
+
+    Raises:
+        ModelError: when weights are rearranged already.
+    """
+    for module in model.modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise ModelError(
+                "the 4-bit weights of this model were rearranged when it answered on this CPU, and cannot be trained through any more",
+                fix="load the model again and train it before it answers",
+            )
+        setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  an attribute of the library's layer
+
+
 def _bnb(section: QuantizationSection, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 

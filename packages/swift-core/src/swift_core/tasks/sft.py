@@ -87,7 +87,9 @@ def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
     dtype = resolve_dtype(config.loading, folder, device=device)
     # The starting values of new weights must not depend on what ran before.
     set_seed(config.training.seed)
-    model: nn.Module = load_model(config.loading, folder, dtype=dtype, task_type="causal_lm")
+    model: nn.Module = load_model(
+        config.loading, folder, dtype=dtype, task_type="causal_lm", quantization=config.quantization, device=device
+    )
     freeze_parts(model, config.tuner)
     model.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     tuner = load_tuner(config.tuner.tuner_type)

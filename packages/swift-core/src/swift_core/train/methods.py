@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import ModelError
 from swift_core.models.liger import use_liger
+from swift_core.models.quantization import keep_differentiable
 from swift_core.protocols import Tuner
 from swift_core.registry import CALLBACKS
 from swift_core.train.checkpointing import enable_checkpointing
@@ -41,6 +42,7 @@ class Methods:
 
     def __init__(self, model: nn.Module, args: TrainingConfig, tuner: Tuner, device: torch.device) -> None:
         training = args.training
+        keep_differentiable(model)
         if training.use_liger_kernel:
             use_liger(model, device=device.type)
         able = hasattr(model, "gradient_checkpointing_enable")

@@ -112,12 +112,15 @@ class TransformersEngine:
         device = _device(config.use_cpu)
         folder = resolve_model_folder(loading)
         processor = _load_processor(folder, loading)
-        model: Any = load_model(loading, folder, dtype=resolve_dtype(loading, folder, device=str(device)))
+        dtype = resolve_dtype(loading, folder, device=str(device))
+        model: Any = load_model(loading, folder, dtype=dtype, quantization=config.quantization, device=str(device))
         for adapter in loading.adapters:
             checkpoint = read_checkpoint(Path(adapter).expanduser())
             tuner = TUNERS.load(checkpoint.tuner)
             model = (tuner() if isinstance(tuner, type) else tuner).load(model, checkpoint.folder, trainable=False)
-        model = model.to(device).eval()
+        if not getattr(model, "is_quantized", False):  # packed weights are on their device already
+            model = model.to(device)
+        model.eval()
         self._assemble(model, processor, config.chat, config.media, config.max_batch_size, _display_name(loading))
 
     def _assemble(self, model: Any, processor: Any, chat: ChatSection, media: MediaSection, max_batch_size: int, model_name: str) -> None:
