@@ -1,0 +1,189 @@
+"""Peak memory and speed of tuners and optimizers, each in a process of its own over the same data.
+
+    python tools/bench/tuner_memory.py --model DIR --dataset rows.json [--cases 'full; lora; galore'] [--rounds 2] [--output table.md]
+
+Memory is what the process holds at its peak while it trains, above what it held before the model was loaded; large blocks are
+given back to the system at once, so that it is the memory of tensors and not of the allocator. `state` is the size of the
+optimizer's tensors after the last step. Speed leaves the first step out. With several rounds the cases take turns and the
+median counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, checkpointing": {"gradient_checkpointing": True},
+    "full, every_2": {"gradient_checkpointing": True, "gradient_checkpointing_policy": "every_2"},
+    "full, adamw_8bit": {"optim": "adamw_8bit"},
+    "full, adafactor": {"optim": "adafactor"},
+    "full, lion": {"optim": "lion"},
+    "full, muon": {"optim": "muon"},
+    "full, sgd": {"optim": "sgd"},
+    "full, schedule_free_adamw": {"optim": "schedule_free_adamw"},
+    "galore": {"optim": "galore_adamw"},
+    "galore, per parameter": {"optim": "galore_adamw", "galore_optim_per_parameter": True},
+    "q-galore, per parameter": {"optim": "galore_adamw_8bit", "galore_quantization": True, "galore_optim_per_parameter": True},
+    "apollo": {"optim": "apollo_adamw"},
+    "apollo_mini": {"optim": "apollo_mini"},
+    "lisa, 2 layers": {"lisa_activated_layers": 2},
+    "lora": {"tuner_type": "lora"},
+    "lora, checkpointing": {"tuner_type": "lora", "gradient_checkpointing": True},
+    "qlora, bnb 4 bits": {"tuner_type": "lora", "quant_method": "bnb", "quant_bits": "4"},
+    "qlora, bnb 8 bits": {"tuner_type": "lora", "quant_method": "bnb", "quant_bits": "8"},
+}
+# (less, more): what the papers say of memory.
+DIRECTIONS = (
+    ("full, checkpointing", "full"),
+    ("full, every_2", "full"),
+    ("full, adamw_8bit", "full"),
+    ("full, adafactor", "full"),
+    ("galore", "full"),
+    ("galore, per parameter", "galore"),
+    ("q-galore, per parameter", "galore, per parameter"),
+    ("apollo", "full"),
+    ("apollo_mini", "apollo"),
+    ("lisa, 2 layers", "full"),
+    ("lora", "full"),
+    ("lora, checkpointing", "lora"),
+    ("qlora, bnb 4 bits", "lora"),
+    ("qlora, bnb 4 bits", "qlora, bnb 8 bits"),
+)
+MIB = 2**20
+
+
+def main() -> None:
+    """Measure every case and print the table."""
+    parser = argparse.ArgumentParser(description="Peak memory and speed of tuners and optimizers.")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--cases", default="", help="names of the cases to run, separated by semicolons")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--max_length", type=int, default=256)
+    parser.add_argument("--output", default="")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print("RESULT " + json.dumps(measure(options, CASES[options.child])), flush=True)
+        return
+    names = [name.strip() for name in options.cases.split(";") if name.strip()] or list(CASES)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(options.rounds):
+        for name in names:
+            result = in_child(name)
+            print(f"{name}: {result}", file=sys.stderr, flush=True)
+            if result is not None:
+                found[name].append(result)
+            text = table(found)
+            if options.output:
+                Path(options.output).write_text(text, encoding="utf-8")
+    print(table(found))
+
+
+def in_child(name: str) -> dict[str, float] | None:
+    """Run one case in a process of its own."""
+    # Blocks from 64 KiB on come from the system and go back to it at once.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, *sys.argv, "--child", name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        print(done.stdout[-2000:] + done.stderr[-3000:], file=sys.stderr, flush=True)
+        return None
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def measure(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, float]:
+    """Train a few steps and return MiB and samples a second."""
+    from swift_core.config.training import SftConfig
+    from swift_core.tasks.sft import build_model, prepare
+    from swift_core.train.trainer import Trainer
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        times: list[float]
+
+        def on_train_begin(self, *args: Any, **context: Any) -> None:
+            self.times = []
+
+        def on_step_end(self, *args: Any, **context: Any) -> None:
+            self.times.append(time.monotonic())
+
+    with tempfile.TemporaryDirectory() as folder:
+        values: dict[str, Any] = {
+            "model": options.model,
+            "dataset": [options.dataset],
+            "tuner_type": "full",
+            "max_length": options.max_length,
+            "max_steps": options.steps,
+            "per_device_train_batch_size": options.batch,
+            "gradient_accumulation_steps": 1,
+            "save_strategy": "no",
+            "report_to": ["none"],
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "output_dir": folder,
+            **settings,
+        }
+        config = SftConfig(**values)
+        prepared = prepare(config)
+        before = held("VmRSS")
+        model, tuner = build_model(config, prepared.folder)
+        loading = held("VmHWM") - before
+        Path("/proc/self/clear_refs").write_text("5")
+        clock = Clock()
+        trainer = Trainer(model, config, prepared.train, tokenizer=prepared.tokenizer, tuner=tuner, callbacks=[clock])
+        trainer.train()
+        between = [after - earlier for earlier, after in zip(clock.times, clock.times[1:], strict=False)]
+        return {
+            "peak": round(held("VmHWM") - before, 1),
+            "loading": round(loading, 1),
+            "state": round(tensor_bytes(trainer.optimizer.state_dict()) / MIB, 1),
+            "samples_per_second": round(options.batch / statistics.median(between), 3),
+        }
+
+
+def held(field: str) -> float:
+    """Return a field of this process's memory in MiB."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"the system does not say {field}")
+
+
+def tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in nested dicts and lists."""
+    if hasattr(value, "element_size"):
+        return int(value.numel() * value.element_size())
+    inside: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(tensor_bytes(one) for one in inside)
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Return the results as a Markdown table, with the directions below it."""
+    medians = {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items() if runs}
+    lines = ["| case | peak MiB | optimizer state MiB | samples/s |", "|---|---:|---:|---:|"]
+    lines += [f"| {name} | {row['peak']:.0f} | {row['state']:.1f} | {row['samples_per_second']:.2f} |" for name, row in medians.items()]
+    lines.append("")
+    for less, more in DIRECTIONS:
+        if less in medians and more in medians:
+            low, high = medians[less]["peak"], medians[more]["peak"]
+            lines.append(f"- {less} below {more}: {'yes' if low < high else 'NO'} ({low:.0f} and {high:.0f} MiB)")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
