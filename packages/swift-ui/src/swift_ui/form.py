@@ -12,7 +12,7 @@ import yaml
 from swift_core.config.command import MASK, CommandConfig, tuner_flags
 from swift_core.config.fields import Setting
 from swift_core.errors import ConfigError, Problem
-from swift_core.registry import TUNERS
+from swift_core.registry import OPTIMIZERS, TUNERS
 
 Widget = Literal["checkbox", "choice", "choices", "text", "secret", "list", "json"]
 
@@ -74,6 +74,8 @@ def _field(setting: Setting, owners: tuple[str, ...] = ()) -> FormField:
     widget: Widget = "text"
     if setting.name == "tuner_type":
         choices, widget = tuple(TUNERS.names()), "choice"
+    elif setting.name == "optim":
+        choices, widget = tuple(OPTIMIZERS.names()), "choice"
     elif setting.secret:
         widget = "secret"
     elif setting.shape == "bool":
