@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -82,8 +84,12 @@ class ModelScopeHub:
         if not given:
             raise wanted.unwritable(401)
         api: Any = HubApi(endpoint=endpoint, token=given)
+        # The library logs every step and prints a report.
+        log = logging.getLogger("modelscope_hub")
+        level = log.level
+        log.setLevel(logging.ERROR)
         try:
-            with quiet_stderr():
+            with quiet_stderr(), redirect_stdout(io.StringIO()):
                 if not api.repo_exists(repo_id, repo_type="model"):
                     api.create_repo(repo_id, repo_type="model", visibility="private" if private else "public")
                 api.upload_folder(
@@ -94,6 +100,8 @@ class ModelScopeHub:
             if status is None or 200 <= status < 400:
                 raise wanted.unreachable(endpoint or _DEFAULT_ENDPOINT, _reason(error)) from error
             raise wanted.unwritable(status) from error
+        finally:
+            log.setLevel(level)
         return page
 
 

@@ -140,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
             repo = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
             self._make(repo, private=bool(asked.get("private") or asked.get("visibility") == "private"))
             self._json({"url": f"{self.state.url}/{repo}"})
+        elif parts[1:] == ["validate-yaml"]:
+            self._json({"errors": [], "warnings": []})
         elif parts[4] == "preupload":
             names = [file["path"] for file in json.loads(body)["files"]]
             modes = [{"path": name, "uploadMode": "lfs" if _is_blob(name) else "regular", "shouldIgnore": False} for name in names]

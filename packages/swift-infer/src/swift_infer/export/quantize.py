@@ -14,6 +14,7 @@ import torch
 from swift_core.config.load import ARGS_FILE
 from swift_core.config.sections import ModelSection
 from swift_core.errors import MissingDependencyError, ModelError
+from swift_core.hub.quiet import quiet_stderr
 from swift_core.models.dtype import resolve_dtype, saved_dtype
 from swift_core.models.loading import load_config, load_model, load_tokenizer, max_model_length
 from swift_core.models.quiet import quiet_transformers
@@ -69,15 +70,16 @@ def quantize_model(context: ExportContext, folder: Path) -> ExportResult:
         model = _load_bnb(source, options.bits)
         save: dict[str, Any] = {}
     else:
-        from swift_infer.export.compressor import quantize, save_options
-
+        with quiet_stderr():  # it looks for accelerators and kernels, and says what it did not find
+            from swift_infer.export.compressor import quantize, save_options
         quantize(
             model, method, bits=options.bits, group_size=options.group_size, rows=rows.calibration, batch_size=options.quant_batch_size
         )
         # Kernels that read packed weights compute in half precision.
         cast(torch.nn.Module, model).to(_kept_dtype(source))
         save = save_options()
-    save_model(folder, model, source.tokenizer, sources=(source.folder,), **save)
+    with quiet_stderr():
+        save_model(folder, model, source.tokenizer, sources=(source.folder,), **save)
     _strip_paths(folder)
     _keep_args(context, source.folder, folder)
     del model
@@ -88,7 +90,8 @@ def quantize_model(context: ExportContext, folder: Path) -> ExportResult:
 def _proved(context: ExportContext, folder: Path, options: QuantSection, source: _Source, rows: Rows, before: float | None) -> ExportResult:
     section = ModelSection(**{**source.section.model_dump(), "model": str(folder), "torch_dtype": None, "model_revision": None})
     dtype = resolve_dtype(section, folder, device="cpu") if options.quant_method != "bnb" else _kept_dtype(source)
-    model = load_model(section, folder, dtype=dtype)
+    with quiet_stderr():
+        model = load_model(section, folder, dtype=dtype)
     after = _measure(model, rows.held_out)
     engine = TransformersEngine.from_model(model, source.tokenizer, model_name=folder.name)
     answer = engine.infer([InferRequest(messages=[{"role": "user", "content": _QUESTION}])], RequestConfig(max_tokens=40, temperature=0))
