@@ -11,6 +11,7 @@ import importlib.util
 import math
 import textwrap
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,7 @@ FOUND = importlib.util.find_spec("trl")
 pytestmark = pytest.mark.skipif(FOUND is None, reason="trl is not installed")
 
 
+@cache
 def method(file: str, name: str):
     """Return a method of TRL as a function of its own."""
     text = (Path(FOUND.origin).parent / file).read_text()

@@ -2,17 +2,74 @@
 
 from __future__ import annotations
 
-from swift_core.specs import RewardSpec
+from swift_core.specs import DatasetSpec, RewardSpec
 
 REWARDS = (
     RewardSpec(
         name="accuracy",
+        summary="1 when the answer has the mathematical value of the column `solution` (math-verify)",
+        target="swift_rlhf.rewards.math:accuracy",
+        requires=("math_verify",),
+        install="swift-rlhf[rewards]",
+        process=True,
+    ),
+    RewardSpec(
+        name="number",
         summary="1 when the final number of the answer equals that of the column `solution`",
-        target="swift_rlhf.rewards.rules:accuracy",
+        target="swift_rlhf.rewards.number:final_number_reward",
     ),
     RewardSpec(
         name="format",
         summary="1 when the answer is <think>...</think> followed by <answer>...</answer> and nothing else",
-        target="swift_rlhf.rewards.rules:think_answer_format",
+        target="swift_rlhf.rewards.format:think_answer_format",
+    ),
+    RewardSpec(
+        name="react_format",
+        summary="1 when the answer is one ReAct step: Thought, then Action and Action Input or Final Answer",
+        target="swift_rlhf.rewards.format:react_format",
+    ),
+    RewardSpec(
+        name="cosine",
+        summary="accuracy weighed by length: short correct answers and long wrong ones are worth more",
+        target="swift_rlhf.rewards.length:Cosine",
+        requires=("math_verify",),
+        install="swift-rlhf[rewards]",
+        process=True,
+    ),
+    RewardSpec(
+        name="repetition",
+        summary="0 down to -1 the more n-grams of words come again",
+        target="swift_rlhf.rewards.length:Repetition",
+    ),
+    RewardSpec(
+        name="soft_overlong",
+        summary="0 down to -1 near the length limit (DAPO)",
+        target="swift_rlhf.rewards.length:SoftOverlong",
+    ),
+    RewardSpec(
+        name="judge",
+        summary="score from 0 to 1 by a language model behind an OpenAI-compatible endpoint",
+        target="swift_rlhf.rewards.judge:Judge",
+    ),
+    RewardSpec(
+        name="reasoning_gym",
+        summary="score of the task itself, for rows of the data set reasoning_gym",
+        target="swift_rlhf.rewards.reasoning_gym:reasoning_gym",
+        requires=("reasoning_gym",),
+        install="swift-rlhf[reasoning-gym]",
+        process=True,
+    ),
+)
+
+DATASETS = (
+    DatasetSpec(
+        name="reasoning_gym",
+        summary="tasks of reasoning-gym made by code, one subset each, with the reward `reasoning_gym`",
+        target="swift_rlhf.rewards.reasoning_gym:rows",
+        requires=("reasoning_gym",),
+        install="swift-rlhf[reasoning-gym]",
+        subsets=("chain_sum",),
+        tags=("grpo", "reasoning"),
+        task="grpo",
     ),
 )

@@ -1,4 +1,4 @@
-"""Rewards that follow from a rule: no model, no network."""
+"""Answers that end in a number."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 _NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?(?=\D|$)")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_SHAPE = re.compile(r"\s*<think>(?:(?!</?think>|</?answer>).)*</think>\s*<answer>(?:(?!</?think>|</?answer>).)*</answer>\s*", re.DOTALL)
 
 
-def accuracy(completions: Sequence[str], *, solution: Sequence[str], **columns: Any) -> list[float | None]:
+def final_number_reward(completions: Sequence[str], *, solution: Sequence[str | None], **columns: Any) -> list[float | None]:
     r"""Return 1.0 where the final number of a completion equals that of its solution, else 0.0.
 
     The final number is that of the last `\boxed{}`, else of the last `<answer>`, else of what follows the last `####`,
@@ -21,7 +20,7 @@ def accuracy(completions: Sequence[str], *, solution: Sequence[str], **columns: 
 
     Args:
         completions: what the model wrote, one text for each sample.
-        solution: reference answers, of the same length.
+        solution: reference answers, of the same length; None has no number.
         columns: further columns of the rows, not used.
 
     Returns:
@@ -29,14 +28,9 @@ def accuracy(completions: Sequence[str], *, solution: Sequence[str], **columns: 
     """
     rewards: list[float | None] = []
     for completion, reference in zip(completions, solution, strict=True):
-        expected = final_number(reference)
+        expected = None if reference is None else final_number(str(reference))
         rewards.append(None if expected is None else float(final_number(completion) == expected))
     return rewards
-
-
-def think_answer_format(completions: Sequence[str], **columns: Any) -> list[float | None]:
-    """Return 1.0 for each completion that is one thinking block, then one answer block, and nothing else, else 0.0."""
-    return [float(_SHAPE.fullmatch(completion) is not None) for completion in completions]
 
 
 def final_number(text: str) -> Fraction | None:
