@@ -53,15 +53,15 @@ def test_a_long_text_is_dropped_by_default(bert: Any) -> None:
 def test_a_pair_of_an_encoder_has_two_parts(bert: Any) -> None:
     pair = plain(bert).pair(said("a b"), said("c", "assistant"), instruction="", judge="")
     assert words(bert, pair.input_ids) == "[CLS] a b [SEP] c [SEP]"
-    assert pair.model_inputs == {"token_type_ids": [0, 0, 0, 0, 1, 1]}
+    assert pair.model_inputs is not None
+    assert pair.model_inputs["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1]
     row = Sample([{"role": "user", "content": "a"}], positives=[said("b")], negatives=[said("c d e")])
     encoded = encode_pairs(plain(bert), row, TaskSection(task_type="reranker"), seed=0, training=True)
     assert not isinstance(encoded, str)
     batch = collate_groups([encoded], pad_token_id=0)
     assert batch.queries == 0
     assert batch.targets.tolist() == [1, 0]
-    assert batch.texts.token_type_ids is not None
-    assert batch.texts.token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]]
+    assert batch.texts.further["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]]
 
 
 def test_a_chat_model_reads_turns_and_is_asked_for_its_answer() -> None:

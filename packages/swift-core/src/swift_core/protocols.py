@@ -265,4 +265,55 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class TextVectors:
+    """Vectors of texts, L2-normalised, `[texts][dim]`."""
+
+    vectors: list[list[float]]
+    usage: Usage
+
+
+@dataclass(slots=True)
+class TextScores:
+    """What a model with a head found for each text or pair.
+
+    Attributes:
+        scores: relevance of each pair between 0 and 1, `[pairs]`; or for classification probabilities, for a regression numbers,
+            `[texts][numbers]`.
+        usage: token counts.
+    """
+
+    scores: list[Any]
+    usage: Usage
+
+
+@runtime_checkable
+class TextEngine(Protocol):
+    """Something that embeds texts, ranks documents or classifies texts.
+
+    Attributes:
+        task: `embedding`, `reranker`, `generative_reranker` or `seq_cls`.
+    """
+
+    name: str
+    model_name: str
+    task: str
+
+    def embed(self, texts: Sequence[Sample]) -> TextVectors:
+        """Return the vectors of texts, in order."""
+        ...
+
+    def score(self, pairs: Sequence[tuple[Sample, Sample]]) -> TextScores:
+        """Return how relevant each document is to its query: by the model's head or answer, or by the cosine of the vectors."""
+        ...
+
+    def classify(self, texts: Sequence[Sample]) -> TextScores:
+        """Return the probabilities or numbers of texts, in order."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
 Capabilities = Mapping[str, bool]

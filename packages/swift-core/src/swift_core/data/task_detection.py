@@ -50,7 +50,8 @@ def task_of_rows(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], 
         except Refused:
             continue
         found.setdefault(task, why)
-    return next(((task, found[task]) for task in _ORDER if task in found), ("causal_lm", ""))
+    nothing: tuple[Task, str] = ("causal_lm", "")
+    return next(((task, found[task]) for task in _ORDER if task in found), nothing)
 
 
 def _task_of(values: Mapping[str, Any], aliases: bool) -> tuple[Task, str]:

@@ -151,7 +151,7 @@ class SequenceClassification:
         return self._logits(model, batch).cpu().numpy(), batch.labels.cpu().numpy()
 
     def _logits(self, model: nn.Module, batch: LabelledBatch) -> torch.Tensor:
-        return model(**batch.texts.inputs()).logits.float()
+        return model(**batch.texts.inputs(model)).logits.float()
 
     def metrics(self, parts: Iterable[Part]) -> dict[str, float]:
         """Return `loss` and, by the kind of labels: `acc`, `f1` (macro), `mcc`; `acc` (all classes right), `f1`, `f1_micro`; `mse`,

@@ -125,7 +125,7 @@ class Embedding:
 
     def embed(self, model: nn.Module, texts: Texts) -> torch.Tensor:
         """Return one vector for each text, `[texts, dim]`, not normalised, float32."""
-        output = model(**texts.inputs())
+        output = model(**texts.inputs(model))
         pooled = pool(output.last_hidden_state, texts.attention_mask, self.pooling).float()
         extra = getattr(output, "pooler_output", None)
         # Some encoders carry a pooler that embeddings do not use. Ranks must give every parameter a gradient all the same.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from swift_core.config.tasks import TaskSection
@@ -20,6 +21,12 @@ JUDGE = (
     'Note that the answer can only be "yes" or "no".'
 )
 """System message of the Qwen3 rerankers, with their words for the two answers."""
+
+
+def judge_of(section: TaskSection) -> str:
+    """Return the system message of a reranker with the words for its two answers."""
+    words = (section.positive_token, section.negative_token) if section.task_type == "generative_reranker" else ("yes", "no")
+    return JUDGE.replace('"yes"', f'"{words[0]}"').replace('"no"', f'"{words[1]}"')
 
 
 @dataclass(slots=True)
@@ -96,9 +103,8 @@ class TextEncoder:
             TooLong: when it exceeds the limit and is not to be cut.
         """
         if self.template is None:
-            return self._words(_joined(sample.messages), None, sample.origin)
-        asked = sample.messages[-1]["role"] != "assistant"
-        return self._rendered(sample.messages, sample.tools, sample.origin, prompt=asked)
+            return self._words(self._joined(sample), None, sample.origin)
+        return self._rendered(sample, prompt=sample.messages[-1]["role"] != "assistant")
 
     def text(self, sample: Sample) -> EncodedSample:
         """Return a text for an embedding; a lone turn is the user's, whoever is said to have written it.
@@ -107,10 +113,10 @@ class TextEncoder:
             TooLong: when it exceeds the limit and is not to be cut.
         """
         if self.template is None:
-            return self._words(_joined(sample.messages), None, sample.origin)
+            return self._words(self._joined(sample), None, sample.origin)
         lone = len(sample.messages) == 1
         messages = [Message(role="user", content=sample.messages[0]["content"])] if lone else sample.messages
-        return self._rendered(messages, sample.tools, sample.origin, prompt=False)
+        return self._rendered(replace(sample, messages=messages), prompt=False)
 
     def pair(self, query: Sample, document: Sample, *, instruction: str, judge: str) -> EncodedSample:
         """Return a query and a document as one text.
@@ -128,22 +134,44 @@ class TextEncoder:
             TooLong: when it exceeds the limit and is not to be cut.
         """
         if self.template is None:
-            return self._words(_joined(query.messages), _joined(document.messages), query.origin)
+            return self._words(self._joined(query), self._joined(document), query.origin)
         own = [message for message in query.messages if message["role"] == "system"]
         asked = [message for message in query.messages if message["role"] != "system"]
         what = own[0]["content"] if own else instruction
         content = f"<Instruct>: {what}\n<Query>: {_joined(asked)}\n<Document>: {_joined(document.messages)}"
         messages = [Message(role="system", content=judge), Message(role="user", content=content)]
-        return self._rendered(messages, None, query.origin, prompt=True)
+        # The media of the query come first, as their tags do.
+        media: dict[str, Any] = {name: [*getattr(query, name), *getattr(document, name)] for name in ("images", "videos", "audios")}
+        return self._rendered(Sample(messages, origin=query.origin, **media), prompt=True)
 
-    def _rendered(self, messages: Sequence[Message], tools: Any, origin: str, *, prompt: bool) -> EncodedSample:
-        assert self.template is not None
-        text = self.template.render(messages, tools, add_generation_prompt=prompt)
+    def _rendered(self, sample: Sample, *, prompt: bool) -> EncodedSample:
+        template: Any = self.template
+        if template.takes_media:
+            encoded: EncodedSample = template.encode_media_prompt(sample) if prompt else template.encode(sample)
+            return self._fitted(encoded, sample.origin)
+        if sample.has_media:
+            template.mark(sample)  # says why it cannot
+        text = template.render(sample.messages, sample.tools, add_generation_prompt=prompt, variables=sample.chat_template_kwargs)
         ids: Any = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        self._count(len(ids), origin)
-        if self._limit is not None and len(ids) > self._limit:
-            ids = ids[: self._limit] if self._truncation == "right" else ids[-self._limit :]
-        return EncodedSample(list(ids), [], origin)
+        return self._fitted(EncodedSample(list(ids), []), sample.origin)
+
+    def _fitted(self, encoded: EncodedSample, origin: str) -> EncodedSample:
+        length, limit = len(encoded), self._limit
+        self._count(length, origin)
+        if limit is None or length <= limit:
+            return replace(encoded, labels=[], loss_scale=None, origin=origin)
+        start = 0 if self._truncation == "right" else length - limit
+        template: Any = self.template
+        cut = template.cut(encoded, start, start + limit) if encoded.model_inputs else encoded
+        if cut is None:
+            raise TooLong  # media and their places in the text would part
+        ids = cut.input_ids if encoded.model_inputs else encoded.input_ids[start : start + limit]
+        return EncodedSample(ids, [], origin, model_inputs=cut.model_inputs)
+
+    def _joined(self, sample: Sample) -> str:
+        if sample.has_media:
+            raise DataError("this model reads plain texts, and the row has images, videos or sounds", fix="choose a multimodal model")
+        return _joined(sample.messages)
 
     def _words(self, first: str, second: str | None, origin: str) -> EncodedSample:
         # The tokenizer cuts by itself, because the special tokens around a text must stay.
@@ -158,7 +186,7 @@ class TextEncoder:
                 self.tokenizer.truncation_side = usual
         types: list[int] | None = encoded.get("token_type_ids")
         return EncodedSample(
-            list(encoded["input_ids"]), [], origin, model_inputs={"token_type_ids": list(types)} if types and any(types) else None
+            list(encoded["input_ids"]), [], origin, model_inputs={"token_type_ids": torch.tensor(types)} if types and any(types) else None
         )
 
     def _count(self, length: int, origin: str) -> None:
@@ -204,10 +232,6 @@ def encode_rows(
     for sample in samples:
         report.rows += 1
         try:
-            if any(part.has_media for part in (sample, *sample.positives, *sample.negatives)):
-                raise DataError(
-                    "images, video and sound are not taken by this task", fix="leave such rows out, or use --task_type causal_lm"
-                )
             found = encode(sample)
         except TooLong:
             report.dropped[f"longer than {report.max_length:,} tokens (--max_length)"] += 1
@@ -263,8 +287,7 @@ def encode_pairs(encoder: TextEncoder, sample: Sample, section: TaskSection, *, 
             return "no relevant document, which listwise_reranker needs"
         if len(positives) + len(negatives) < section.listwise_min_group_size:
             return f"fewer than {section.listwise_min_group_size} documents (--listwise_min_group_size)"
-    words = (section.positive_token, section.negative_token) if section.task_type == "generative_reranker" else ("yes", "no")
-    judge = JUDGE.replace('"yes"', f'"{words[0]}"').replace('"no"', f'"{words[1]}"')
+    judge = judge_of(section)
 
     def pairs(documents: Sequence[Sample]) -> list[EncodedSample]:
         return [encoder.pair(sample, document, instruction=section.reranker_instruction, judge=judge) for document in documents]
@@ -291,10 +314,7 @@ def encode_texts(encoder: TextEncoder, sample: Sample, section: TaskSection, *, 
     near, far = [encoder.text(text) for text in positives], [encoder.text(text) for text in negatives]
     groups = [[text] for text in near] if section.loss == "infonce" else [near]
     label = sample.label if section.loss != "infonce" else None
-    return [
-        EncodedSample(anchor.input_ids, [], sample.origin, channel=sample.channel, label=label, positives=group, negatives=far)
-        for group in groups
-    ]
+    return [replace(anchor, channel=sample.channel, label=label, positives=group, negatives=far) for group in groups]
 
 
 def _check_similarity(sample: Sample, section: TaskSection) -> None:

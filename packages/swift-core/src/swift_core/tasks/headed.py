@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
+from swift_core.config.sections import MediaSection, ModelSection, TemplateSection
 from swift_core.config.training import SftConfig
 from swift_core.data.report import RowReport, write_rejected
 from swift_core.data.sources import load_datasets
 from swift_core.errors import DataError, TemplateError
-from swift_core.models.loading import load_model, load_tokenizer, max_model_length, resolve_dtype, resolve_model_folder
+from swift_core.models.config import load_config
+from swift_core.models.loading import (
+    load_model,
+    load_processor,
+    load_tokenizer,
+    max_model_length,
+    resolve_dtype,
+    resolve_model_folder,
+    tokenizer_of,
+)
 from swift_core.models.modules import freeze_parts
 from swift_core.protocols import EncodedSample, Sample, Tuner
 from swift_core.tasks.classification import Labels, SequenceClassification, find_labels
@@ -24,7 +34,8 @@ from swift_core.tasks.embedding import Embedding
 from swift_core.tasks.encoding import TextEncoder, TextReport, encode_pairs, encode_rows, encode_texts
 from swift_core.tasks.pooling import find_pooling, is_sentence_transformer, max_text_length
 from swift_core.tasks.reranker import GenerativeReranker, Reranker
-from swift_core.templates.chat import ChatTemplate, build_template
+from swift_core.templates.chat import ChatTemplate
+from swift_core.templates.media import build_processor_template
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world, training_device
 from swift_core.train.task import Task
@@ -39,6 +50,7 @@ class Prepared:
     Attributes:
         folder: local folder of the base model.
         tokenizer: its tokenizer.
+        processor: processor of a multimodal model, else the tokenizer.
         train, val: encoded samples.
         rows: what reading found.
         reports: what encoding found, for training and evaluation samples.
@@ -48,6 +60,7 @@ class Prepared:
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
+    processor: Any
     train: list[EncodedSample]
     val: list[EncodedSample]
     rows: RowReport
@@ -66,10 +79,10 @@ def prepare(config: SftConfig) -> Prepared:
     kind = config.task.task_type
     data = load_datasets(config.data, config.loading, task="reranker" if kind == "generative_reranker" else kind)
     folder = resolve_model_folder(config.loading)
-    loading = config.loading
-    tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, new_special_tokens=loading.special_tokens)
-    model_config = _model_config(config, folder)
-    template = _template(config, folder, tokenizer)
+    processor = _processor(config.loading, folder)
+    tokenizer = tokenizer_of(processor)
+    model_config = load_config(config.loading, folder)
+    template = _text_template(config, folder, processor)
     max_length = config.chat.max_length or max_text_length(folder) or max_model_length(model_config, tokenizer)
     train, train_report = _encode(data.train, config, tokenizer, template, max_length, training=True)
     val, val_report = _encode(data.val, config, tokenizer, template, max_length, training=False) if data.val else ([], None)
@@ -81,26 +94,46 @@ def prepare(config: SftConfig) -> Prepared:
             if getattr(config.task, name) is None:
                 config.derive(name, value, "derived: from the labels")
     _check_negatives(config, train)
-    return Prepared(folder, tokenizer, train, val, data.report, (train_report, val_report), labels, max_length)
+    return Prepared(folder, tokenizer, processor, train, val, data.report, (train_report, val_report), labels, max_length)
 
 
-def _model_config(config: SftConfig, folder: Path) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(folder, trust_remote_code=config.loading.trust_remote_code, local_files_only=True)
+def _processor(loading: ModelSection, folder: Path) -> Any:
+    remote, tokens = loading.trust_remote_code, loading.special_tokens
+    if is_sentence_transformer(folder):  # reads plain texts, whatever else lies there
+        return load_tokenizer(folder, trust_remote_code=remote, new_special_tokens=tokens)
+    return load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens)
 
 
-def _template(config: SftConfig, folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
-    """Return what renders messages, or None where the model reads plain texts.
+def _text_template(config: SftConfig, folder: Path, processor: Any) -> ChatTemplate | None:
+    asked = config.given("use_chat_template") and config.chat.use_chat_template
+    template = text_template(config.chat, config.media, folder, processor, asked=asked)
+    if template is not None:
+        return template
+    unused = next((name for name in ("system", "chat_template_kwargs") if getattr(config.chat, name)), None)
+    if unused:
+        raise TemplateError(f"--{unused} has no effect: this model reads plain texts", fix="remove it, or name a --template")
+    # Written to args.json: the checkpoint has files of sentence-transformers either way, and must read what it was trained on.
+    config.derive("use_chat_template", False, "derived: this model reads plain texts")
+    return None
+
+
+def text_template(chat: TemplateSection, media: MediaSection, folder: Path, processor: Any, *, asked: bool) -> ChatTemplate | None:
+    """Return what renders the texts of a model with a head, or None where it reads plain texts.
+
+    Args:
+        chat: prompt format and switches.
+        media: sizes and limits of images, videos and sounds.
+        folder: of the model.
+        processor: of the model, or its tokenizer.
+        asked: whether the chat template is to be used although sentence-transformers would read plain texts.
 
     Raises:
         TemplateError: when a setting needs a chat template and there is none.
     """
-    has_own = bool(tokenizer.chat_template) and not is_sentence_transformer(folder)
-    asked = config.given("use_chat_template") and config.chat.use_chat_template
-    if config.chat.use_chat_template and (has_own or asked or config.chat.template):
-        return build_template(tokenizer, config.chat)
-    unused = next((name for name in ("system", "chat_template_kwargs") if getattr(config.chat, name)), None)
-    if unused:
-        raise TemplateError(f"--{unused} has no effect: this model reads plain texts", fix="remove it, or name a --template")
+    own = tokenizer_of(processor).chat_template or getattr(processor, "chat_template", None)
+    has_own = bool(own) and not is_sentence_transformer(folder)
+    if chat.use_chat_template and (has_own or asked or chat.template):
+        return build_processor_template(processor, chat, media)
     return None
 
 
@@ -160,9 +193,7 @@ def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tune
     )
     settings: Any = loaded.config
     settings.use_cache = False
-    if config.task.task_type in ("seq_cls", "reranker"):
-        # The head of a decoder reads the last token that does not pad, so it must know the token that pads here.
-        settings.pad_token_id = settings.get_text_config().pad_token_id = prepared.tokenizer.pad_token_id
+    tell_padding(settings, config.task.task_type, prepared.tokenizer)
     model: nn.Module = loaded
     freeze_parts(model, config.tuner)
     tuner = load_tuner(config.tuner.tuner_type)
@@ -174,11 +205,17 @@ def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tune
     return tuner.prepare(model, options), tuner
 
 
+def tell_padding(settings: Any, task_type: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the padding token into a model's config: the head of a decoder reads the last token that does not pad."""
+    if task_type in ("seq_cls", "reranker"):
+        settings.pad_token_id = settings.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
 def _build_task(config: SftConfig, prepared: Prepared) -> Task:
     if prepared.labels is not None:
         return SequenceClassification(prepared.labels)
     if config.task.task_type == "embedding":
-        model_config = _model_config(config, prepared.folder)
+        model_config = load_config(config.loading, prepared.folder)
         pooling = config.task.pooling or find_pooling(prepared.folder, model_config)
         dim = int(model_config.get_text_config().hidden_size)
         return Embedding(config.task, pooling=pooling, dim=dim, max_length=prepared.max_length)
@@ -197,7 +234,17 @@ def train(config: SftConfig) -> TrainOutput:
     task = _build_task(config, prepared)
     say(world, [*_data_lines(prepared), _task_line(config, task)])
     model, tuner = _build_model(config, prepared)
-    trainer = Trainer(model, config, prepared.train, prepared.val, tokenizer=prepared.tokenizer, tuner=tuner, world=world, task=task)
+    trainer = Trainer(
+        model,
+        config,
+        prepared.train,
+        prepared.val,
+        tokenizer=prepared.tokenizer,
+        processor=prepared.processor,
+        tuner=tuner,
+        world=world,
+        task=task,
+    )
     run_dir = trainer.locate()
     if world.is_main and config.data.on_bad_row == "quarantine" and prepared.rows.bad:
         count = write_rejected(prepared.rows, run_dir / "rejected.jsonl")

@@ -51,7 +51,7 @@ class Reranker:
 
     def score(self, model: nn.Module, texts: Texts) -> torch.Tensor:
         """Return the logit of relevance of each pair, `[pairs]`, float32."""
-        return model(**texts.inputs()).logits[:, 0].float()
+        return model(**texts.inputs(model)).logits[:, 0].float()
 
     def loss(self, model: nn.Module, batch: GroupBatch) -> torch.Tensor:
         """Return the summed loss over the pairs or lists of a batch."""
@@ -110,7 +110,7 @@ class GenerativeReranker(Reranker):
             inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
             self._takes_rows = "logits_to_keep" in inspect.signature(inner.forward).parameters
         extra = {"logits_to_keep": ends} if self._takes_rows else {}
-        logits = model(**texts.inputs(), **extra, use_cache=False).logits
+        logits = model(**texts.inputs(model), **extra, use_cache=False).logits
         chosen = logits[torch.arange(len(texts), device=logits.device), row if self._takes_rows else last]
         return yes_no_scores(chosen.float(), positive_id=self.positive_id, negative_id=self.negative_id)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+from torch import nn
 
 from swift_core.protocols import EncodedSample
 
@@ -17,50 +19,65 @@ class Texts:
     Attributes:
         input_ids: `[texts, seq]`.
         attention_mask: `[texts, seq]`, 1 where there is a token.
-        token_type_ids: `[texts, seq]`, 1 in the second part of a pair, for models that tell the parts apart; else None.
+        further: further inputs of the model: token inputs such as `token_type_ids` `[texts, seq]`, and the media of all texts.
+        samples: what the rows were made of.
+        pad_token_id: fills shorter rows.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    token_type_ids: torch.Tensor | None = None
+    further: dict[str, Any] = field(default_factory=dict[str, Any])
+    samples: Sequence[EncodedSample] = ()
+    pad_token_id: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """Return what a model's forward takes."""
-        found = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        return found if self.token_type_ids is None else {**found, "token_type_ids": self.token_type_ids}
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """Return what a model's forward takes; media have the number type of the model."""
+        found: dict[str, Any] = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if not self.further:
+            return found
+        dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
+        return {**found, **{name: _with_dtype(value, dtype) for name, value in self.further.items()}}
 
     def to(self, device: torch.device) -> Texts:
         """Return the texts on a device."""
-        types = self.token_type_ids.to(device, non_blocking=True) if self.token_type_ids is not None else None
-        return Texts(self.input_ids.to(device, non_blocking=True), self.attention_mask.to(device, non_blocking=True), types)
+        further = {name: value.to(device) for name, value in self.further.items()}
+        ids, mask = (part.to(device, non_blocking=True) for part in (self.input_ids, self.attention_mask))
+        return replace(self, input_ids=ids, attention_mask=mask, further=further)
 
     def split(self, size: int) -> list[Texts]:
         """Return the texts in parts of at most `size`, each as wide as its longest text."""
-        parts: list[Texts] = []
-        for start in range(0, len(self), size):
-            mask = self.attention_mask[start : start + size]
-            width = int(mask.sum(1).max())
-            types = self.token_type_ids[start : start + size, :width] if self.token_type_ids is not None else None
-            parts.append(Texts(self.input_ids[start : start + size, :width], mask[:, :width], types))
-        return parts
+        starts = range(0, len(self), size)
+        parts = [pad_texts(self.samples[start : start + size], pad_token_id=self.pad_token_id) for start in starts]
+        return [part.to(self.input_ids.device) for part in parts]
+
+
+def _with_dtype(value: Any, dtype: torch.dtype | None) -> Any:
+    # Sizes and times have one axis and keep their own type.
+    pictures = isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 1
+    return value.to(dtype) if pictures and dtype is not None else value
 
 
 def pad_texts(samples: Sequence[EncodedSample], *, pad_token_id: int) -> Texts:
-    """Pad texts on the right to the longest of them."""
+    """Pad texts on the right to the longest of them, and put their media together.
+
+    Raises:
+        DataError: when the media of the texts do not go together.
+    """
     longest = max(len(sample) for sample in samples)
     input_ids = torch.full((len(samples), longest), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros((len(samples), longest), dtype=torch.long)
-    kinds = [(sample.model_inputs or {}).get("token_type_ids") for sample in samples]
-    types = torch.zeros((len(samples), longest), dtype=torch.long) if any(kind is not None for kind in kinds) else None
-    for row, (sample, kind) in enumerate(zip(samples, kinds, strict=True)):
+    for row, sample in enumerate(samples):
         input_ids[row, : len(sample)] = torch.tensor(sample.input_ids, dtype=torch.long)
         attention_mask[row, : len(sample)] = 1
-        if types is not None and kind is not None:
-            types[row, : len(sample)] = torch.tensor(kind, dtype=torch.long)
-    return Texts(input_ids, attention_mask, types)
+    further: dict[str, Any] = {}
+    if any(sample.model_inputs for sample in samples):
+        from swift_core.batching.media import merge_model_inputs  # texts do without the image libraries
+
+        further = dict(merge_model_inputs(samples))
+    return Texts(input_ids, attention_mask, further, samples, pad_token_id)
 
 
 @dataclass(slots=True)
@@ -131,10 +148,16 @@ def collate_groups(samples: Sequence[EncodedSample], *, pad_token_id: int) -> Gr
         len(queries),
         torch.tensor(owners, dtype=torch.long),
         torch.tensor([target for sample in samples for target in targets(sample)], dtype=torch.float32),
-        torch.tensor([hash(tuple(text.input_ids)) for text in texts], dtype=torch.long),
+        torch.tensor([_key(text) for text in texts], dtype=torch.long),
         True,
         [sample.origin for sample in samples],
     )
+
+
+def _key(text: EncodedSample) -> int:
+    """Return a number that is equal for equal texts; two pictures are two texts."""
+    media = [value for value in (text.model_inputs or {}).values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    return hash((tuple(text.input_ids), *(float(value.double().sum()) for value in media)))
 
 
 def companions(sample: EncodedSample) -> list[EncodedSample]:
