@@ -17,7 +17,7 @@ from swift_core.testing.tiny import make_tiny_model
 from swift_tuners import LoraOptions, Swift
 from swift_tuners.adapters import load
 from swift_tuners.config import MergeConfig
-from swift_tuners.merge.agreement import compare, logits_of, prompt_ids
+from swift_core.scoring.agreement import compare, logits_of, prompt_ids
 from swift_tuners.merge.merging import merge
 from swift_tuners.methods.lora import LoraTuner
 from transformers import AutoModelForCausalLM, AutoTokenizer

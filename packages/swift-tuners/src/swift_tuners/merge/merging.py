@@ -12,14 +12,16 @@ import torch
 from swift_core.errors import CheckpointError, ModelError
 from swift_core.models.dtype import parse_dtype, saved_dtype
 from swift_core.models.loading import load_model, load_tokenizer
+from swift_core.models.saving import save_model
+from swift_core.scoring.agreement import Agreement, compare, logits_of, prompt_ids
+from swift_core.train.aside import check_target, written_aside
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from swift_tuners import adapters
 from swift_tuners.api import Swift
 from swift_tuners.config import MergeConfig
-from swift_tuners.merge.agreement import Agreement, compare, logits_of, prompt_ids
-from swift_tuners.merge.folder import check_target, tokenizer_source, write_args, write_model, write_report, written_aside
+from swift_tuners.merge.folder import tokenizer_source, write_args, write_report
 from swift_tuners.merge.sources import Sources, find_sources
 
 logger = logging.getLogger(__name__)
@@ -61,23 +63,39 @@ def merge(config: MergeConfig) -> MergeReport:
     chosen = config.merging.output_dir
     target = Path(chosen).expanduser() if chosen else checkpoint.resolve().with_name(checkpoint.resolve().name + "-merged")
     check_target(target, exist_ok=config.merging.exist_ok, sources=(sources.adapter, sources.base))
-    dtype = parse_dtype(sources.section.torch_dtype) or saved_dtype(sources.base)
-    tokenizer = load_tokenizer(tokenizer_source(checkpoint, sources.base), trust_remote_code=sources.section.trust_remote_code)
-    inputs = prompt_ids(tokenizer)
-
-    model, effect, merged, expected = _merge_in_memory(sources, dtype, inputs)
     with written_aside(target) as aside:
-        write_model(aside, model, tokenizer, base=sources.base, adapter=checkpoint, max_shard_size=config.merging.max_shard_size)
-        # One copy of the weights in memory at a time.
-        del model
-        gc.collect()
-        again = load_model(sources.section, aside, dtype=dtype)
-        reloaded = compare(expected, logits_of(again, inputs))
-        _demand(reloaded, dtype, "the folder, loaded again, answers differently from the merged model")
-        name = str(dtype).removeprefix("torch.")
-        write_args(aside, sources.args, target=target, dtype=name)
-        report = MergeReport(target, sources.base, checkpoint, name, effect, merged, reloaded)
-        write_report(aside, {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report).items()})
+        return merge_into(aside, sources, target=target, max_shard_size=config.merging.max_shard_size)
+
+
+def merge_into(folder: Path, sources: Sources, *, target: Path, max_shard_size: str) -> MergeReport:
+    """Write the merged model into an empty folder and return how well it agrees with the adapter on its base.
+
+    Args:
+        folder: where the files go.
+        sources: adapter, base model and settings.
+        target: where the folder will lie once it is complete.
+        max_shard_size: largest weight file, such as `5GB`.
+
+    Raises:
+        ModelError: when the base model cannot take merged weights.
+        CheckpointError: when the answers differ.
+    """
+    dtype = parse_dtype(sources.section.torch_dtype) or saved_dtype(sources.base)
+    tokenizer = load_tokenizer(tokenizer_source(sources.adapter, sources.base), trust_remote_code=sources.section.trust_remote_code)
+    inputs = prompt_ids(tokenizer)
+    model, effect, merged, expected = _merge_in_memory(sources, dtype, inputs)
+    # A checkpoint's generation settings are those it was trained with; processor files come from either.
+    save_model(folder, model, tokenizer, sources=(sources.adapter, sources.base), max_shard_size=max_shard_size)
+    # One copy of the weights in memory at a time.
+    del model
+    gc.collect()
+    again = load_model(sources.section, folder, dtype=dtype)
+    reloaded = compare(expected, logits_of(again, inputs))
+    _demand(reloaded, dtype, "the folder, loaded again, answers differently from the merged model")
+    name = str(dtype).removeprefix("torch.")
+    write_args(folder, sources.args, target=target, dtype=name)
+    report = MergeReport(target, sources.base, sources.adapter, name, effect, merged, reloaded)
+    write_report(folder, {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report).items()})
     return report
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swift_core.config.export import ExportConfig
 from swift_core.config.load import ARGS_FILE
 from swift_core.config.sections import ModelSection
 from swift_core.errors import CheckpointError, NotFoundError
@@ -37,17 +38,21 @@ class Sources:
     args: dict[str, Any]
 
 
-def find_sources(config: MergeConfig) -> Sources:
+def find_sources(config: MergeConfig | ExportConfig, adapter: Path | None = None) -> Sources:
     """Return the adapter and its base model, fetching the latter where needed.
 
     The base is `--model`, else the `model` of args.json, else what adapter_config.json names.
+
+    Args:
+        config: model and adapters.
+        adapter: folder to take instead of the first of `--adapters`.
 
     Raises:
         NotFoundError: when the adapter is absent or nothing names the base model.
         CheckpointError: when the adapter cannot be read safely.
         HubError: when the base model cannot be fetched.
     """
-    adapter = Path(config.loading.adapters[0]).expanduser()
+    adapter = adapter or Path(config.loading.adapters[0]).expanduser()
     check_adapter_folder(adapter)
     args = _read(adapter / ARGS_FILE) if (adapter / ARGS_FILE).is_file() else {}
     named = args.get("model") or _read(adapter / CONFIG).get("base_model_name_or_path")
