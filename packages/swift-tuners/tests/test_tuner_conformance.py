@@ -1,4 +1,4 @@
-"""What every tuner of the package must do, and every variant of LoRA that its flags offer."""
+"""Every variant of LoRA that its flags offer: trains, saves, loads, resumes, merges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from peft import PeftModel
 from swift_core.config.command import tuner_options_class
 from swift_core.registry import TUNERS
-from swift_tuners.specs import TUNERS as OWN
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VARIANTS: dict[str, list[dict[str, object]]] = {
@@ -24,10 +23,14 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
         {"use_rslora": True},
         {"use_dora": True},
         *({"init_weights": word} for word in ("false", "gaussian", "orthogonal", "pissa", "olora")),
+        {"init_weights": "pissa_niter_4", "use_rslora": True},
+        {"rank_pattern": {"down_proj": 4}, "alpha_pattern": {"q_proj": 8}, "init_weights": "pissa"},
+        {"layers_to_transform": [1]},
+        {"trainable_token_indices": [5, 6]},
         {"init_weights": "pissa", "use_dora": True},
     ],
 }
-CASES = [(spec.name, options) for spec in OWN for options in VARIANTS.get(spec.name, [{}])]
+CASES = [(name, options) for name, variants in VARIANTS.items() for options in variants]
 IDS = torch.arange(3, 51).reshape(2, 24)
 
 
@@ -85,8 +88,10 @@ def test_trains_saves_reloads_and_merges(name, given, tied, tmp_path) -> None:
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {file.name for file in tmp_path.iterdir()}
     again = tuner.load(base(tied=tied), tmp_path, trainable=False)
     assert not any(parameter.requires_grad for parameter in again.parameters())
-    assert torch.equal(logits(again), expected)
-    assert torch.equal(logits(PeftModel.from_pretrained(base(tied=tied), tmp_path)), expected)
+    # An adapter that shifts the base is saved as one of twice the rank for the base as it was, which rounds otherwise.
+    exact = 1e-5 if str(given.get("init_weights")).startswith(("pissa", "olora")) else 0.0
+    assert torch.allclose(logits(again), expected, rtol=0, atol=exact)
+    assert torch.allclose(logits(PeftModel.from_pretrained(base(tied=tied), tmp_path)), expected, rtol=0, atol=exact)
 
     restored = tuner.prepare(base(tied=tied), options_class(**given))
     tuner.restore(restored, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -20,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from swift_tuners import adapters, switching
+from swift_tuners.folders import tuner_of_folder
 from swift_tuners.lora_options import FROM_DATA, LoraOptions
 from swift_tuners.merge.peft_format import write_peft_format
 from swift_tuners.methods.added import Added
@@ -83,11 +83,11 @@ class Swift:
         if not named:
             raise ModelError("no adapter folder is given", fix="give a folder, or a dict from adapter name to folder")
         for name, path in named.items():
-            tuner = _tuner_of_folder(Path(path))
+            tuner = tuner_of_folder(Path(path))
             if name == "default" and not isinstance(model, PeftModel):
                 model = tuner.load(model, Path(path), trainable=is_trainable)
                 continue
-            if not isinstance(tuner, PeftTuner):
+            if not isinstance(tuner, PeftTuner) or not TUNERS.get(tuner.name).several:
                 raise ModelError(f"an adapter of the kind {tuner.name} stands alone and has no name", fix="load it without a name")
             check_base(model, tuner.name)
             model = adapters.load(model, Path(path), trainable=is_trainable, adapter_name=name)
@@ -184,23 +184,6 @@ def _tuner_of(options: Section) -> Tuner:
         if spec.options == f"{kind.__module__}:{kind.__name__}":
             return load_tuner(spec.name)
     raise ModelError(f"{kind.__name__} is not the options class of a tuner", fix="see `swift list tuners`")
-
-
-def _tuner_of_folder(folder: Path) -> Tuner:
-    """Return the tuner that wrote a folder, by its config; lora where nothing says otherwise."""
-    files = (folder / "adapter_config.json", folder / "config.json")
-    for file in files:
-        if not file.is_file():
-            continue
-        try:
-            described: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{file} is damaged: {error}", fix="choose another checkpoint") from error
-        if "llamapro_blocks" in json.dumps(described):
-            return load_tuner("llamapro")
-        kind = str(described.get("peft_type", "lora")).lower()
-        return load_tuner(kind if kind in TUNERS else "lora")
-    return load_tuner("lora")
 
 
 def _check_start(options: Section) -> None:

@@ -45,7 +45,7 @@ class LoraOptions(LowRankOptions):
         "weights, loftq from the error of quantising them, lora-ga and eva from the first training samples",
     )
     pissa_niter: int | None = option(None, "iterations of a fast approximate singular value decomposition; default: the exact one", ge=1)
-    loftq_bits: Literal["2", "4", "8"] = option("4", "bits that loftq quantises the base weights to")
+    loftq_bits: Literal["4", "8"] = option("4", "bits that loftq quantises the base weights to")
     loftq_iter: int = option(1, "rounds of loftq", ge=1)
     lora_ga_batch_size: int = option(2, "samples of a gradient estimate of lora-ga", ge=1)
     lora_ga_iters: int = option(2, "gradient estimates that lora-ga averages", ge=1)

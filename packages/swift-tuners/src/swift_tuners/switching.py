@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from swift_core.errors import ModelError
 from torch import nn
 
@@ -173,14 +173,18 @@ class _RowHook:
 
 
 def _takes_rows(model: PeftModel) -> bool:
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    return (
-        bool(layers)
-        and all(
-            isinstance(layer, LoraLayer) and hasattr(layer, "_mixed_batch_forward") and not any(layer.use_dora.values()) for layer in layers
-        )
-        and all(config.peft_type == "LORA" for config in model.peft_config.values())
-    )
+    """Say whether every adapted layer can use another adapter for each row."""
+    if any(str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" for config in model.peft_config.values()):
+        return False
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and not (
+            isinstance(module, LoraLayer) and hasattr(module, "_mixed_batch_forward") and not any(module.use_dora.values())
+        ):
+            return False
+        # A full copy of a layer: PEFT mixes those of a few kinds, norms not among them.
+        if isinstance(module, ModulesToSaveWrapper) and not isinstance(module.original_module, nn.Linear | nn.Embedding):
+            return False
+    return True
 
 
 def _adapted(model: nn.Module) -> PeftModel:

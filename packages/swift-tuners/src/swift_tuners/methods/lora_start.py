@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, cast
 import torch
 from peft import LoraGAConfig, PeftModel, initialize_lora_eva_weights, replace_lora_weights_loftq
 from pydantic import BaseModel
-from swift_core.errors import ModelError
+from swift_core.errors import MissingDependencyError, ModelError
 from swift_core.train.tuning import RunStart
 from torch import Tensor, nn
 
@@ -33,6 +35,11 @@ def check_start(model: nn.Module, options: LoraOptions, *, quantised: bool) -> N
             f"--init_weights {start} takes a part out of the base weights, and quantised weights cannot give one exactly",
             fix="use loftq, which is made for them, or the default",
         )
+    if start == "loftq":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingDependencyError("bitsandbytes", needed_for="--init_weights loftq", install="bitsandbytes")
+        if not torch.accelerator.is_available():
+            raise ModelError("--init_weights loftq quantises on a GPU, and there is none here", fix="use --init_weights pissa or olora")
     if start == "orthogonal" and options.lora_rank % 2:
         raise ModelError(f"--init_weights orthogonal needs an even rank, not {options.lora_rank}", fix="--lora_rank 8")
     if start in ("pissa", "olora", "lora-ga", "loftq", "eva") and options.target_parameters:
@@ -50,8 +57,6 @@ def check_patterns(model: nn.Module, options: BaseModel) -> None:
     """
     if not isinstance(options, LoraOptions):
         return
-    import re
-
     names = list(lora_layers(model))
     for setting in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(options, setting):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from swift_core.scoring.attention import current_labels, current_segments
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from swift_tuners.methods.added import Added, AddedTuner
 from swift_tuners.options import ReftOptions
@@ -36,24 +35,30 @@ class Intervention(nn.Module):
 
     def __init__(self, width: int, rank: int, kind: str) -> None:
         super().__init__()
-        orthonormal, self.computed, self.subtracts = _KINDS[kind]
-        project = nn.Linear(width, rank, bias=False)
-        nn.init.orthogonal_(project.weight)
-        self.project = parametrizations.orthogonal(project) if orthonormal else project
+        self.orthonormal, self.computed, self.subtracts = _KINDS[kind]
+        self.directions = nn.Parameter(nn.init.orthogonal_(torch.empty(rank, width)))
         if self.computed:
             self.wanted: Any = nn.Linear(width, rank)
             if self.subtracts:  # starts as the present value, so that nothing changes at first
                 with torch.no_grad():
-                    self.wanted.weight.copy_(self.project.weight)
+                    self.wanted.weight.copy_(self.projection())
             else:
                 nn.init.zeros_(self.wanted.weight)
             nn.init.zeros_(self.wanted.bias)
         else:
             self.constant = nn.Parameter(torch.zeros(rank))
 
+    def projection(self) -> Tensor:
+        """Return R `[rank, width]`."""
+        if not self.orthonormal:
+            return self.directions
+        basis, upper = torch.linalg.qr(self.directions.T)
+        # Of the two signs of each direction the one that it was trained with.
+        return (basis * upper.diagonal().sign()).T
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Return what is added to `[..., width]`."""
-        weight = self.project.weight
+        weight = self.projection()
         change = self.wanted(hidden) if self.computed else self.constant.expand(*hidden.shape[:-1], -1)
         if self.subtracts:
             change = change - hidden @ weight.T

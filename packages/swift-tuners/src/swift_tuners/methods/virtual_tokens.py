@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from swift_core.errors import CheckpointError, ModelError
 from torch import nn
 
-from swift_tuners.methods.peft_tuner import OptionsT, PeftTuner, task_type
+from swift_tuners import adapters
+from swift_tuners.methods.peft_tuner import OptionsT, PeftTuner, check_base, task_type
 from swift_tuners.options import PrefixTuningOptions, PromptTuningOptions, PTuningOptions
 
 ENCODER = "prompt_encoder.safetensors"
@@ -38,9 +39,14 @@ class VirtualTokenTuner(PeftTuner[OptionsT]):
             NotFoundError: when the folder holds no adapter.
             CheckpointError: when the adapter does not fit the model, or training cannot go on with it.
         """
-        adapted = super().load(model, folder, trainable=trainable)
-        if trainable:
-            self.restore(adapted, folder)
+        if not trainable:
+            return super().load(model, folder, trainable=False)
+        check_base(model, self.name)
+        adapters.check_adapter_folder(Path(folder))
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = False
+        adapted = adapters.attach(model, config)
+        self.restore(adapted, folder)
         return adapted
 
     def restore(self, model: nn.Module, folder: Path) -> None:
