@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -39,31 +39,40 @@ def is_plain(sample: EncodedSample) -> bool:
 
 def pack(samples: Sequence[EncodedSample]) -> dict[str, NDArray[Any]]:
     """Return samples as flat arrays; `is_plain` must hold for each."""
-    spans: list[int] = []
-    span_ends: list[int] = []
-    ids: list[NDArray[Any]] = []
-    further: list[bytes] = []
-    for sample in samples:
-        tokens = np.array(sample.input_ids, dtype=np.int32)
-        labels = np.array(sample.labels, dtype=np.int64)
-        ids.append(tokens)
-        on = labels != IGNORED
-        spans += np.flatnonzero(np.diff(on, prepend=False, append=False)).tolist()
-        span_ends.append(len(spans))
-        odd = sample.labels if not np.array_equal(labels[on], tokens[on]) else None
-        further.append(_further(sample, odd))
+    ends = np.cumsum([len(sample) for sample in samples], dtype=np.int64)
+    starts = ends - np.array([len(sample) for sample in samples], dtype=np.int64)
+    ids = _flat([sample.input_ids for sample in samples])
+    labels = _flat([sample.labels for sample in samples])
+    on = labels != IGNORED
+    # Where a trained stretch starts or ends; a sample starts and ends its own, whatever its neighbours do.
+    first, last = on.copy(), on.copy()
+    first[1:] &= ~on[:-1]
+    last[:-1] &= ~on[1:]
+    inner = starts[starts < ends]
+    first[inner] = on[inner]
+    last[ends[starts < ends] - 1] = on[ends[starts < ends] - 1]
+    opened, closed = np.flatnonzero(first), np.flatnonzero(last) + 1
+    owner = np.searchsorted(ends, opened, side="right")
+    odd = set(np.searchsorted(ends, np.flatnonzero(on & (labels != ids)), side="right").tolist())
+    further = [_further(sample, sample.labels if number in odd else None) for number, sample in enumerate(samples)]
     return {
-        "ids": np.concatenate(ids) if ids else np.empty(0, np.int32),
-        "ends": np.cumsum([len(sample) for sample in samples], dtype=np.int64),
-        "spans": np.array(spans, dtype=np.int32),
-        "span_ends": np.array(span_ends, dtype=np.int64),
+        "ids": ids.astype(np.int32),
+        "ends": ends,
+        "spans": (np.stack([opened, closed], axis=1) - starts[owner, None]).astype(np.int32).reshape(-1),
+        "span_ends": 2 * np.cumsum(np.bincount(owner, minlength=len(samples)), dtype=np.int64),
         "trained": np.array([sample.trained_tokens for sample in samples], dtype=np.int32),
         "further": np.frombuffer(b"".join(further), dtype=np.uint8),
         "further_ends": np.cumsum([len(text) for text in further], dtype=np.int64),
     }
 
 
+def _flat(lists: Sequence[list[int]]) -> NDArray[np.int64]:
+    return np.array(list(chain.from_iterable(lists)), dtype=np.int64)
+
+
 def _further(sample: EncodedSample, labels: list[int] | None) -> bytes:
+    if labels is None and sample.channel is None and sample.label is None and sample.loss_scale is None:
+        return sample.origin.encode("utf-8", "surrogateescape")
     scale = None if sample.loss_scale is None else [[len(list(run)), value] for value, run in groupby(sample.loss_scale)]
     values = {"channel": sample.channel, "label": sample.label, "loss_scale": scale, "labels": labels}
     present = {name: value for name, value in values.items() if value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, cast
 
 import jinja2
@@ -16,14 +16,19 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from swift_core.errors import TemplateError
 from swift_core.protocols import Message
 from swift_core.templates.mask import Span
+from swift_core.templates.skeleton import Skeleton, only_writes_contents, stand_ins
 
 _MARK = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 
 # Keys of messages that are meant for training, not for the template.
 _OURS = ("loss", "loss_scale")
+_KNOWN = {"role", "content", *_OURS}
 
 # What template code raises on messages it was not written for.
 _REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+_HELD = 1000
+"""Sequences of roles whose rendering is held; when there are more, it starts again."""
 
 
 def without_marks(jinja: str) -> str:
@@ -48,6 +53,7 @@ class Renderer:
         self._jinja = jinja
         self._variables = dict(variables or {})
         self._tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        self._skeletons: dict[Any, Skeleton | None] = {}
         # Some tokenizers (Mistral's own among them) render in Python code and have no template text.
         self._by_code = jinja is None and type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
         if jinja is None and not tokenizer.chat_template and not self._by_code:
@@ -92,7 +98,7 @@ class Renderer:
 
     def has_marks(self, tools: Any = None) -> bool:
         """Say whether the template marks what the assistant writes with `{% generation %}`."""
-        return not self._by_code and _MARK.search(self._source(tools)) is not None
+        return not self._by_code and _has_marks(self._source(tools))
 
     def text(
         self,
@@ -143,6 +149,54 @@ class Renderer:
         *,
         marks: bool,
     ) -> tuple[str, list[Span]]:
+        source = self._source(tools)
+        if tools is None and _only_writes_contents(source):
+            filled = self._filled(source, messages, generation_prompt, variables or {}, marks=marks)
+            if filled is not None:
+                return filled
+        return self._run(messages, tools, generation_prompt, variables, marks=marks)
+
+    def _filled(
+        self, source: str, messages: Sequence[Message], generation_prompt: bool, variables: Mapping[str, Any], *, marks: bool
+    ) -> tuple[str, list[Span]] | None:
+        """Return what an earlier rendering of the same roles says about this one; None where nothing is known."""
+        try:
+            contents = [message["content"] for message in messages if len(message) == 2 or not message.keys() - _KNOWN]
+            key = (source, tuple([message["role"] for message in messages]), generation_prompt, marks, *variables.items())
+            known = key in self._skeletons
+        except (KeyError, TypeError):  # a message without content, variables that are lists
+            return None
+        if len(contents) != len(messages) or not all(type(content) is str for content in contents):
+            return None
+        if not known:
+            if len(self._skeletons) >= _HELD:
+                self._skeletons.clear()
+            self._skeletons[key] = self._skeleton(messages, contents, generation_prompt, variables, marks=marks)
+        skeleton = self._skeletons[key]
+        return None if skeleton is None else skeleton.fill(contents)
+
+    def _skeleton(
+        self, messages: Sequence[Message], contents: Sequence[str], generation_prompt: bool, variables: Mapping[str, Any], *, marks: bool
+    ) -> Skeleton | None:
+        stood_in: list[Message] = [
+            Message(role=message["role"], content=content) for message, content in zip(messages, stand_ins(len(messages)), strict=True)
+        ]
+        try:
+            skeleton = Skeleton.of(*self._run(stood_in, None, generation_prompt, variables, marks=marks))
+            expected = self._run(messages, None, generation_prompt, variables, marks=marks)
+        except TemplateError:
+            return None
+        return skeleton if skeleton is not None and skeleton.fill(contents) == expected else None
+
+    def _run(
+        self,
+        messages: Sequence[Message],
+        tools: list[dict[str, Any]] | None,
+        generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+        *,
+        marks: bool,
+    ) -> tuple[str, list[Span]]:
         try:
             rendered = render_jinja_template(
                 [_plain(messages)],
@@ -168,3 +222,13 @@ def _refusal(error: Exception, messages: Sequence[Message]) -> TemplateError:
         f"the chat template refuses these messages (roles: {roles}): {error}",
         fix="change the messages, or choose another prompt format with --template",
     )
+
+
+@cache
+def _has_marks(source: str) -> bool:
+    return _MARK.search(source) is not None
+
+
+@cache
+def _only_writes_contents(source: str) -> bool:
+    return only_writes_contents(without_marks(source))
