@@ -85,7 +85,7 @@ def answer_dataset(config: InferConfig, checkpoint: Checkpoint | None, build_eng
         NotFoundError: when a data set is absent.
         SwiftError: when the model cannot be loaded or a row cannot be answered.
     """
-    path = _result_path(config, checkpoint)
+    path = result_path(config, checkpoint)
     questions = _questions(config, checkpoint, path)
     model = config.loading.adapters[0] if config.loading.adapters else str(config.loading.model)
     results = ResultFile(path, prompts=[question.messages for question in questions], model=model)
@@ -119,7 +119,7 @@ def _answer_rest(
 
 
 def _questions(config: InferConfig, checkpoint: Checkpoint | None, path: Path) -> list[Question]:
-    data = _data_section(config, checkpoint)
+    data = data_section(config, checkpoint)
     loaded = load_datasets(data, config.loading, need_answer=False)
     sys.stderr.write(loaded.report.summary() + "\n")
     if loaded.report.bad and data.on_bad_row == "quarantine":
@@ -132,7 +132,12 @@ def _questions(config: InferConfig, checkpoint: Checkpoint | None, path: Path) -
     return questions
 
 
-def _data_section(config: InferConfig, checkpoint: Checkpoint | None) -> DataSection:
+def data_section(config: InferConfig, checkpoint: Checkpoint | None) -> DataSection:
+    """Return which rows are answered: those of the settings, or the evaluation data of the run that made the checkpoint.
+
+    Raises:
+        CheckpointError: when that run had none.
+    """
     if not config.inference.load_data_args:
         return DataSection(**{name: getattr(config.data, name) for name in type(config.data).model_fields})
     args = checkpoint.args if checkpoint else {}
@@ -144,7 +149,8 @@ def _data_section(config: InferConfig, checkpoint: Checkpoint | None) -> DataSec
     return data
 
 
-def _result_path(config: InferConfig, checkpoint: Checkpoint | None) -> Path:
+def result_path(config: InferConfig, checkpoint: Checkpoint | None) -> Path:
+    """Return where the results go."""
     if config.inference.result_path:
         return Path(config.inference.result_path).expanduser()
     name = time.strftime("%Y%m%d-%H%M%S") + ".jsonl"

@@ -27,6 +27,8 @@ _RUN = (
     *("torch_dtype", "attn_impl", "template", "system", "use_chat_template", "chat_template_kwargs"),
     *("agent_template", "enable_thinking", "preserve_thinking", "add_non_thinking_prefix", "response_prefix"),
     *("max_pixels", "min_pixels", "video_max_pixels", "fps", "max_frames"),
+    *("new_special_tokens", "rope_scaling", "max_model_len"),
+    *("task_type", "num_labels", "problem_type", "pooling", "positive_token", "negative_token", "reranker_instruction"),
 )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from swift_core.errors import ConfigError, Problem
 from swift_core.plugins import load_plugin_files
-from swift_core.protocols import Engine
+from swift_core.protocols import Engine, TextEngine
 from swift_core.registry import ENGINES
 
 from swift_infer.checkpoint import adopt_checkpoint
@@ -21,6 +22,10 @@ def run_infer(config: InferConfig) -> int:
     load_plugin_files(config.launch.external_plugins)
     checkpoint, notes = adopt_checkpoint(config)
     _say(notes)
+    if _task_of(config) != "causal_lm":
+        from swift_infer.text_batch import read_dataset
+
+        return read_dataset(config, checkpoint, lambda: _build_text_engine(config))
     if config.is_batch:
         from swift_infer.batch import answer_dataset
 
@@ -51,11 +56,40 @@ def run_deploy(config: DeployConfig) -> int:
         if error.name not in ("fastapi", "uvicorn", "starlette"):
             raise
         raise MissingDependencyError(error.name, needed_for="`swift deploy`", install="swift-infer[serve]") from error
-    return serve(config, lambda: _build_engine(config))
+    texts = _task_of(config) != "causal_lm"
+    return serve(config, lambda: _build_text_engine(config) if texts else _build_engine(config))
 
 
 def _build_engine(config: InferConfig | DeployConfig) -> Engine:
     return ENGINES.load(config.inference.infer_backend)(config.engine_config())
+
+
+def _task_of(config: InferConfig | DeployConfig) -> str:
+    """Return what the model is for: as the settings or the checkpoint say, else as its files do.
+
+    Raises:
+        ConfigError: when this engine does not run models for it.
+    """
+    task = config.task.task_type
+    if task is None and config.loading.model and not config.loading.adapters:
+        from swift_core.models.detection import detect_folder
+        from swift_core.models.loading import resolve_model_folder
+
+        found = detect_folder(resolve_model_folder(config.loading), model_type=config.loading.model_type).task_type
+        task = found if found in ("seq_cls", "embedding", "reranker", "generative_reranker") else None
+        if task is not None:
+            config.derive("task_type", task, "derived: from the model's files")
+            _say([f"--task_type {task} (from the model's files)"])
+    if task not in (None, "causal_lm") and config.inference.infer_backend != "transformers":
+        what = f"does not run models for {task} yet"
+        raise ConfigError([Problem(f"--infer_backend {config.inference.infer_backend}", what, "--infer_backend transformers")])
+    return task or "causal_lm"
+
+
+def _build_text_engine(config: InferConfig | DeployConfig) -> TextEngine:
+    from swift_infer.engines.texts import TextEngine
+
+    return TextEngine(config.engine_config())
 
 
 def _say(notes: list[str]) -> None:

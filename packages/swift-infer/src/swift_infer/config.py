@@ -10,6 +10,7 @@ from swift_core.config.command import CommandConfig
 from swift_core.config.fields import Section, option
 from swift_core.config.quantization import QuantizationSection, quantization_problems
 from swift_core.config.sections import MediaSection, ModelSection
+from swift_core.config.tasks import TaskType
 from swift_core.errors import Problem, RegistryError
 from swift_core.protocols import RequestConfig
 from swift_core.registry import ENGINES
@@ -103,6 +104,27 @@ class InferSection(Section):
     val_dataset_sample: int | None = option(None, "answer only the first so many rows", ge=1)
 
 
+class ServedTaskSection(Section):
+    """Task options."""
+
+    task_type: TaskType | None = option(
+        None, "what the model is for: answers, classes (seq_cls), text embeddings or relevance; default: as its files say"
+    )
+    num_labels: int | None = option(None, "seq_cls: number of classes, where the checkpoint does not say", ge=1)
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = option(
+        None, "seq_cls: one class, several classes, or numbers; default: as the checkpoint says"
+    )
+    pooling: Literal["last", "mean", "cls"] | None = option(
+        None, "embedding: which token's vector stands for a text; default: as the model's files say"
+    )
+    positive_token: str = option("yes", "generative_reranker: answer for a relevant document; one token")
+    negative_token: str = option("no", "generative_reranker: answer for another document; one token")
+    reranker_instruction: str = option(
+        "Given a web search query, retrieve relevant passages that answer the query",
+        "reranker with a chat template: what relevant means; a query's system message takes its place",
+    )
+
+
 class DeviceSection(Section):
     """Launch options."""
 
@@ -146,6 +168,7 @@ class EngineConfig:
         loading: model, adapters and how to load them.
         chat: prompt format and context limit.
         media: sizes and limits of images, videos and sounds.
+        task: what the model is for.
         max_batch_size: most rows in one forward pass.
         use_cpu: stay on the CPU even where there is an accelerator.
         quantization: how the base weights are packed while loading.
@@ -154,6 +177,7 @@ class EngineConfig:
     loading: ModelSection
     chat: ChatSection = field(default_factory=ChatSection)
     media: MediaSection = field(default_factory=MediaSection)
+    task: ServedTaskSection = field(default_factory=ServedTaskSection)
     max_batch_size: int = 8
     use_cpu: bool = False
     quantization: QuantizationSection = field(default_factory=QuantizationSection)
@@ -170,6 +194,7 @@ class InferConfig(CommandConfig):
     data: RowsSection = Field(default_factory=RowsSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
     inference: InferSection = Field(default_factory=InferSection)
+    task: ServedTaskSection = Field(default_factory=ServedTaskSection)
     quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     launch: DeviceSection = Field(default_factory=DeviceSection)
 
@@ -193,6 +218,7 @@ class InferConfig(CommandConfig):
             loading=self.loading,
             chat=self.chat,
             media=self.media,
+            task=self.task,
             max_batch_size=self.inference.max_batch_size,
             use_cpu=self.launch.use_cpu,
             quantization=self.quantization,
@@ -209,6 +235,7 @@ class DeployConfig(CommandConfig):
     media: MediaSection = Field(default_factory=MediaSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
     inference: ServedModelSection = Field(default_factory=ServedModelSection)
+    task: ServedTaskSection = Field(default_factory=ServedTaskSection)
     quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     server: ServerSection = Field(default_factory=ServerSection)
     launch: DeviceSection = Field(default_factory=DeviceSection)
@@ -228,6 +255,7 @@ class DeployConfig(CommandConfig):
             loading=self.loading,
             chat=self.chat,
             media=self.media,
+            task=self.task,
             max_batch_size=self.server.max_n,
             use_cpu=self.launch.use_cpu,
             quantization=self.quantization,
@@ -292,4 +320,13 @@ def _exposure_problems(server: ServerSection) -> list[Problem]:
     return found
 
 
-__all__ = ["ChatSection", "DeployConfig", "EngineConfig", "GenerationSection", "InferConfig", "RowsSection", "ServerSection"]
+__all__ = [
+    "ChatSection",
+    "DeployConfig",
+    "EngineConfig",
+    "GenerationSection",
+    "InferConfig",
+    "RowsSection",
+    "ServedTaskSection",
+    "ServerSection",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -12,13 +12,16 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from swift_core.config.training import short_name
 from swift_core.errors import SwiftError
-from swift_core.protocols import Engine, RequestConfig
+from swift_core.protocols import Engine, RequestConfig, TextEngine
 
 from swift_infer.config import LOOPBACK, ServerSection
 from swift_infer.server.admission import Admission, QueueFullError
 from swift_infer.server.completions import Completion, answer_whole, describe, open_stream
 from swift_infer.server.gate import BodyTooLargeError, Gate, too_large
-from swift_infer.server.wire import ChatCompletionRequest, error_body
+from swift_infer.server.texts import add_text_routes
+from swift_infer.server.wire import ChatCompletionRequest, WireModel, error_body
+
+Body = TypeVar("Body", bound=WireModel)
 
 _INVALID = "invalid_request_error"
 
@@ -32,7 +35,9 @@ class ApiError(Exception):
         self.body = error_body(message, kind=kind, code=code, param=param)
 
 
-def create_app(engine: Engine, settings: ServerSection, defaults: RequestConfig, *, context_length: int | None = None) -> FastAPI:
+def create_app(
+    engine: Engine | TextEngine, settings: ServerSection, defaults: RequestConfig, *, context_length: int | None = None
+) -> FastAPI:
     """Return the application.
 
     Args:
@@ -64,6 +69,8 @@ def create_app(engine: Engine, settings: ServerSection, defaults: RequestConfig,
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = await _read_body(request, settings)
+        if isinstance(engine, TextEngine):
+            raise ApiError(400, f"this server has a model for {engine.task}, which does not chat", code="unsupported_model", param="model")
         _check(body, name, settings, context_length)
         completion = Completion(engine, admission, body.infer_request(), body.request_config(defaults), name)
         if not body.stream:
@@ -74,6 +81,12 @@ def create_app(engine: Engine, settings: ServerSection, defaults: RequestConfig,
     def _card() -> dict[str, Any]:
         return {"id": name, "object": "model", "created": created, "owned_by": settings.owned_by, "max_model_len": context_length}
 
+    async def read_texts(request: Request, kind: type[Any]) -> Any:
+        body = _as(kind, await _read_json(request))
+        _check_model(body.model, name)
+        return body
+
+    add_text_routes(app, engine, name=name, admission=admission, read=read_texts)
     _add_error_handlers(app, settings)
     local_only = settings.api_key is None and settings.host in LOOPBACK
     app.add_middleware(Gate, api_key=settings.api_key, max_bytes=settings.max_request_bytes, local_only=local_only)
@@ -81,19 +94,27 @@ def create_app(engine: Engine, settings: ServerSection, defaults: RequestConfig,
 
 
 async def _read_body(request: Request, settings: ServerSection) -> ChatCompletionRequest:
+    value = await _read_json(request)
+    messages: Any = value.get("messages") if isinstance(value, dict) else None
+    if isinstance(messages, list) and len(messages) > settings.max_messages:
+        raise ApiError(400, f"{len(messages)} messages are given, at most {settings.max_messages} are allowed", param="messages")
+    return _as(ChatCompletionRequest, value)
+
+
+async def _read_json(request: Request) -> Any:
     # Browsers send other content types across origins without asking first.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the content type must be application/json", param="content-type")
     raw = await request.body()
     try:
-        value = json.loads(raw)
+        return json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
-    messages: Any = value.get("messages") if isinstance(value, dict) else None
-    if isinstance(messages, list) and len(messages) > settings.max_messages:
-        raise ApiError(400, f"{len(messages)} messages are given, at most {settings.max_messages} are allowed", param="messages")
+
+
+def _as(kind: type[Body], value: Any) -> Body:
     try:
-        return ChatCompletionRequest.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or None

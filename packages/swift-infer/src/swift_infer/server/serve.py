@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 from swift_core.errors import LaunchError
-from swift_core.protocols import Engine
+from swift_core.protocols import Engine, TextEngine
 
 from swift_infer.config import LOOPBACK, DeployConfig, ServerSection
 from swift_infer.server.app import create_app
@@ -22,7 +22,7 @@ from swift_infer.server.app import create_app
 _BACKLOG = 2048
 
 
-def serve(config: DeployConfig, build_engine: Callable[[], Engine]) -> int:
+def serve(config: DeployConfig, build_engine: Callable[[], Engine | TextEngine]) -> int:
     """Load the model and answer requests until SIGTERM or SIGINT, then let running requests finish.
 
     Raises:
