@@ -95,7 +95,7 @@ class InternLM2ForCausalLM(Base):
         logits = self.output(self.model(input_ids))
         return CausalLMOutputWithPast(loss=loss_of(logits, labels), logits=logits)
 """
-# Baichuan 2: W_pack, and a head that normalises its weight.
+# Baichuan 2: W_pack, and a head that normalises its weight, for good once it is not training.
 BAICHUAN2 = """
 class Attention(nn.Module):
     def __init__(self, size):
@@ -113,9 +113,14 @@ class Layer(nn.Module):
 class NormHead(nn.Module):
     def __init__(self, hidden_size, vocab_size):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(vocab_size, hidden_size))
+        self.weight, self.first_flag = nn.Parameter(torch.randn(vocab_size, hidden_size)), True
     def forward(self, x):
-        return nn.functional.linear(x, nn.functional.normalize(self.weight))
+        if self.training:
+            self.first_flag = True
+            return nn.functional.linear(x, nn.functional.normalize(self.weight))
+        if self.first_flag:
+            self.first_flag, self.weight = False, nn.Parameter(nn.functional.normalize(self.weight))
+        return nn.functional.linear(x, self.weight)
 class BaichuanModel(Base):
     def __init__(self, config):
         super().__init__(config)
@@ -249,3 +254,20 @@ def test_trusted_code_is_loaded_mapped_and_trained(family: str, head: str, embed
     output.loss.backward()
     untrained = {parameter_kind(name, found) for name, parameter in model.named_parameters() if parameter.grad is None}
     assert untrained == ({"vision_tower"} if found.multimodal else set())
+
+
+def test_the_head_of_baichuan_keeps_its_weight_between_training_and_evaluation(tmp_path: Path) -> None:
+    folder = make(tmp_path / "repository", "baichuan2")
+    fill(folder)
+    model: Any = get_model_tokenizer(folder, trust_remote_code=True)[0]
+    weight = model.lm_head.weight
+    ids = torch.tensor([[5, 6, 7]])
+    before = model.eval()(input_ids=ids).logits
+    assert model.lm_head.weight is weight
+    assert torch.equal(model.train()(input_ids=ids).logits, before)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(input_ids=ids, labels=ids).loss.backward()
+    model.eval()(input_ids=ids)
+    optimizer.step()
+    assert not torch.equal(model(input_ids=ids).logits, before)
+    assert dict(model.named_parameters())["lm_head.weight"] is weight

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from swift_core.protocols import EncodedSample
+from swift_core.scoring.layout import Layout
 
 IGNORED = -100
 
@@ -29,6 +30,7 @@ class Batch:
         positions: positions of a packed row where the model counts in a way of its own.
         samples: what a packed batch was made of, in order.
         pad_token_id: fills rows when it is padded after all.
+        parents: for each segment, number of the one that it continues, or -1; empty: none does.
     """
 
     input_ids: torch.Tensor
@@ -41,6 +43,12 @@ class Batch:
     positions: torch.Tensor | None = None
     samples: Sequence[EncodedSample] = ()
     pad_token_id: int = 0
+    parents: tuple[int, ...] = ()
+
+    @property
+    def layout(self) -> Layout | None:
+        """Return which tokens of a packed row see which; None when it is padded."""
+        return None if self.segments is None else Layout(self.segments, self.parents)
 
     @property
     def trained_tokens(self) -> int:
@@ -57,15 +65,15 @@ class Batch:
         """Return the positions of a packed batch, `[1, tokens]` or as the model counts them: each sample starts from 0."""
         if self.positions is not None:
             return self.positions
-        lengths = self.segments or (self.input_ids.shape[1],)
-        return torch.cat([torch.arange(length, device=self.input_ids.device) for length in lengths])[None]
+        layout = self.layout or Layout((self.input_ids.shape[1],))
+        return torch.tensor(layout.positions(), device=self.input_ids.device)[None]
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         if device.type == "cpu":
             return self
         extra = self.model_inputs
-        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in extra.items()} if extra else extra
+        moved = {key: value.to(device) if hasattr(value, "to") else value for key, value in extra.items()} if extra else extra
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,14 +22,55 @@ from swift_core.errors import DataError
 from swift_core.protocols import EncodedSample
 
 
-def is_token_input(sample: EncodedSample, value: torch.Tensor) -> bool:
+@dataclass(frozen=True, slots=True)
+class SampleMedia:
+    """The media of one sample, for a model whose code lies in its folder: an adapter gives them their form for each batch.
+
+    Attributes:
+        tensors: name -> tensor or list of tensors.
+        places: tokens [start, stop) of each image, ascending.
+    """
+
+    tensors: dict[str, Any] = field(default_factory=dict[str, Any])
+    places: tuple[tuple[int, int], ...] = ()
+
+    def to(self, target: torch.device | torch.dtype) -> SampleMedia:
+        """Return the media on a device, or with pictures in a number type."""
+        return SampleMedia({name: _moved(value, target) for name, value in self.tensors.items()}, self.places)
+
+    def shifted(self, by: int) -> SampleMedia:
+        """Return the media of the same tokens, `by` places further on."""
+        return SampleMedia(self.tensors, tuple((start + by, stop + by) for start, stop in self.places))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMedia:
+    """The media of a batch, one entry a row; rows of text alone have an empty one."""
+
+    samples: tuple[SampleMedia, ...]
+
+    def to(self, target: torch.device | torch.dtype) -> BatchMedia:
+        """Return the media on a device, or with pictures in a number type."""
+        return BatchMedia(tuple(sample.to(target) for sample in self.samples))
+
+
+def _moved(value: Any, target: torch.device | torch.dtype) -> Any:
+    if isinstance(value, list):
+        parts: list[Any] = value
+        return [_moved(part, target) for part in parts]
+    if isinstance(target, torch.dtype) and not value.is_floating_point():
+        return value
+    return value.to(target)
+
+
+def is_token_input(sample: EncodedSample, value: Any) -> bool:
     """Say whether a tensor of a sample has one entry for each token; media are always fewer than the tokens of their sample."""
-    return value.ndim == 1 and len(value) == len(sample)
+    return isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) == len(sample)
 
 
 def merge_model_inputs(
     samples: Sequence[EncodedSample], *, packed: bool = False, pad_left: bool = False, dtype: torch.dtype | None = None
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """Return the processor's tensors of a batch.
 
     Args:
@@ -39,15 +81,18 @@ def merge_model_inputs(
 
     Returns:
         name -> tensor: token inputs `[batch, seq]` padded with 0, or `[1, tokens]` when packed; media `[all media, ...]`. Empty
-        where no sample has any.
+        where no sample has any. `SampleMedia` become one `BatchMedia`.
 
     Raises:
         DataError: when tensors of one name do not go together.
     """
     names = list(dict.fromkeys(name for sample in samples for name in sample.model_inputs or {}))
-    merged: dict[str, torch.Tensor] = {}
+    merged: dict[str, Any] = {}
     for name in names:
         found = [(sample, tensor) for sample in samples if (tensor := (sample.model_inputs or {}).get(name)) is not None]
+        if isinstance(found[0][1], SampleMedia):
+            merged[name] = _batch_media(samples, name, packed=packed, pad_left=pad_left, dtype=dtype)
+            continue
         tokens = [is_token_input(sample, tensor) for sample, tensor in found]
         if all(tokens):
             merged[name] = _token_rows(samples, name, packed=packed, pad_left=pad_left)
@@ -57,6 +102,18 @@ def merge_model_inputs(
             joined = _joined(name, [tensor for _, tensor in found])
             merged[name] = joined.to(dtype) if dtype is not None and joined.is_floating_point() and joined.ndim > 1 else joined
     return merged
+
+
+def _batch_media(samples: Sequence[EncodedSample], name: str, *, packed: bool, pad_left: bool, dtype: torch.dtype | None) -> BatchMedia:
+    if packed:
+        raise DataError("rows of a model whose code lies in its folder cannot be packed with media", fix="--packing false")
+    longest = max(map(len, samples))
+    parts: list[SampleMedia] = []
+    for sample in samples:
+        media: SampleMedia = (sample.model_inputs or {}).get(name) or SampleMedia()
+        media = media.shifted(longest - len(sample)) if pad_left else media
+        parts.append(media.to(dtype) if dtype is not None else media)
+    return BatchMedia(tuple(parts))
 
 
 def _token_rows(samples: Sequence[EncodedSample], name: str, *, packed: bool, pad_left: bool) -> torch.Tensor:

@@ -17,10 +17,12 @@ from swift_core.config.quantization import QuantizationSection
 from swift_core.config.sections import ModelSection
 from swift_core.errors import ModelError
 from swift_core.hub.resolve import resolve
-from swift_core.models.auto_class import SCORING, auto_class
+from swift_core.models.adapters.code import adapted_class, own_class
+from swift_core.models.adapters.find import find_own_code, finish_model, load_adapter
+from swift_core.models.auto_class import GENERATING, SCORING, auto_class
 from swift_core.models.config import load_config, max_model_length
 from swift_core.models.detection import detect_folder
-from swift_core.models.dtype import parse_dtype, resolve_dtype
+from swift_core.models.dtype import parse_dtype, resolve_dtype, training_dtype
 from swift_core.models.folder import check_model_folder, read_json
 from swift_core.models.load_errors import load_error
 from swift_core.models.processing import Processor, fit_embeddings, load_processor, load_tokenizer, tokenizer_of
@@ -38,6 +40,7 @@ __all__ = [
     "load_tokenizer",
     "max_model_length",
     "resolve_dtype",
+    "training_dtype",
     "resolve_model_folder",
     "tokenizer_of",
 ]
@@ -129,7 +132,7 @@ def get_model_processor(
     if load_model:
         check_model_folder(folder)
     trust, tokens = section.trust_remote_code, section.special_tokens
-    processor = load_processor(folder, trust_remote_code=trust, new_special_tokens=tokens)
+    processor = load_processor(folder, trust_remote_code=trust, new_special_tokens=tokens, model_type=section.model_type)
     if not load_model:
         return None, processor
     head = _Head(task_type, num_labels, problem_type)
@@ -245,7 +248,15 @@ def load_model(
         task = task_type or detected.task_type
         if task in SCORING:
             _set_head(config, folder, task, num_labels, problem_type, trust=section.trust_remote_code)
-        model = _load(section, folder, config, auto_class(config, task, folder), dtype=dtype, device_map=device_map, packing=packing)
+        auto = auto_class(config, task, folder)
+        # Code that lies in the folder, by now trusted; families without an entry in the table are taken as they are.
+        own = find_own_code(folder, model_type=section.model_type) if section.trust_remote_code else None
+        adapter = load_adapter(folder, section.model_type, section.special_tokens) if own is not None and task in GENERATING else None
+        if adapter is not None:
+            auto = adapted_class(own_class(auto, config, folder), adapter)
+        model = finish_model(own, _load(section, folder, config, auto, dtype=dtype, device_map=device_map, packing=packing))
+        if adapter is not None:
+            model = adapter.prepare(model)
     if section.new_special_tokens:
         tokenizer = load_tokenizer(folder, trust_remote_code=section.trust_remote_code, new_special_tokens=section.special_tokens)
         fit_embeddings(model, tokenizer)

@@ -12,6 +12,8 @@ from transformers import CONFIG_MAPPING, PROCESSOR_MAPPING, AutoProcessor, AutoT
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from swift_core.errors import MissingDependencyError, ModelError, SwiftError
+from swift_core.models.adapters.base import MediaAdapter
+from swift_core.models.adapters.find import load_adapter
 from swift_core.models.folder import read_json
 from swift_core.models.load_errors import one_line, remote_code_error
 
@@ -22,7 +24,7 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_
 # Import name -> what to install, for libraries that transformers names in prose.
 _LIBRARIES = {"torchvision": "torchvision", "torchaudio": "torchaudio", "librosa": "librosa", "pil": "pillow", "pillow": "pillow"}
 
-Processor = ProcessorMixin | PreTrainedTokenizerBase
+Processor = ProcessorMixin | PreTrainedTokenizerBase | MediaAdapter
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool, new_special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
@@ -45,16 +47,27 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool, new_special_tokens:
     return tokenizer
 
 
-def load_processor(folder: Path, *, trust_remote_code: bool, new_special_tokens: Sequence[str] = ()) -> Processor:
+def load_processor(
+    folder: Path, *, trust_remote_code: bool, new_special_tokens: Sequence[str] = (), model_type: str | None = None
+) -> Processor:
     """Return the processor of a multimodal model, or the tokenizer of a text model; either with a pad token.
 
-    A multimodal folder without any processor file gives its tokenizer and a warning: its texts can still be used. The
-    arguments are those of `load_tokenizer`.
+    A multimodal folder without any processor file gives its tokenizer and a warning: its texts can still be used. A family
+    whose trusted code lies in its folder gives its adapter, which stands in for a processor.
+
+    Args:
+        folder: a model folder.
+        trust_remote_code: run Python code that comes with the model.
+        new_special_tokens: tokens that are added; the model then needs `fit_embeddings`.
+        model_type: family of the model; by default what its files say.
 
     Raises:
         MissingDependencyError: when the processor needs a library such as torchvision.
         ModelError: when processor or tokenizer cannot be read.
     """
+    adapter = load_adapter(folder, model_type, new_special_tokens) if trust_remote_code else None
+    if adapter is not None:
+        return adapter
     named = [name for name in _PROCESSOR_FILES if (folder / name).is_file()]
     if not named:
         kind = str(read_json(folder / "config.json").get("model_type"))
@@ -63,10 +76,8 @@ def load_processor(folder: Path, *, trust_remote_code: bool, new_special_tokens:
         return load_tokenizer(folder, trust_remote_code=trust_remote_code, new_special_tokens=new_special_tokens)
     try:
         processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except ImportError as error:
-        raise _missing_library(error, folder) from error
     except Exception as error:  # the library raises many kinds, from its own code and from the processor's
-        raise _processor_error(error, folder, named) from error
+        raise processor_error(error, folder, named) from error
     if isinstance(getattr(processor, "tokenizer", processor), PreTrainedTokenizerBase):
         _complete(tokenizer_of(processor), folder)
         _add_special_tokens(tokenizer_of(processor), new_special_tokens)
@@ -128,7 +139,10 @@ def _missing_library(error: ImportError, folder: Path) -> SwiftError:
     return MissingDependencyError(library, needed_for=f"the processor of {str(folder)!r}", install=_LIBRARIES.get(library, library))
 
 
-def _processor_error(error: Exception, folder: Path, files: Sequence[str]) -> ModelError:
+def processor_error(error: Exception, folder: Path, files: Sequence[str]) -> SwiftError:
+    """Return why a processor was not loaded."""
+    if isinstance(error, ImportError):
+        return _missing_library(error, folder)
     if "trust_remote_code" in str(error):
         return remote_code_error(folder)
     for name in files:

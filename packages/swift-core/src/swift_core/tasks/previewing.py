@@ -20,7 +20,7 @@ from swift_core.models.config import load_config
 from swift_core.models.loading import load_processor, max_model_length, resolve_model_folder, tokenizer_of
 from swift_core.protocols import EncodedSample, Sample
 from swift_core.templates.chat import ChatTemplate
-from swift_core.templates.media import ProcessorTemplate, build_processor_template
+from swift_core.templates.media import MediaTemplate, build_processor_template
 
 _RLHF: dict[str, Task] = {
     **dict.fromkeys(("dpo", "orpo", "simpo", "cpo", "rm"), "preference"),
@@ -85,7 +85,8 @@ def prepare_preview(config: PreviewConfig) -> Preview:
     data = load_datasets(config.data, config.loading, task=task, need_answer=task != "prompt")
     folder = resolve_model_folder(config.loading)
     loading = config.loading
-    processor = load_processor(folder, trust_remote_code=loading.trust_remote_code, new_special_tokens=loading.special_tokens)
+    remote, tokens = loading.trust_remote_code, loading.special_tokens
+    processor = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=loading.model_type)
     tokenizer = tokenizer_of(processor)
     template = build_processor_template(processor, config.chat, config.media)
     limit = config.chat.max_length or max_model_length(load_config(loading, folder), tokenizer)
@@ -178,7 +179,7 @@ def _prompts(samples: Sequence[Sample], setting: _Setting) -> tuple[list[Shown],
 
 
 def _prompt(sample: Sample, template: ChatTemplate) -> EncodedSample:
-    if isinstance(template, ProcessorTemplate):
+    if isinstance(template, MediaTemplate):
         encoded = template.encode_media_prompt(sample)
         return replace(encoded, origin=sample.origin)
     if sample.has_media:

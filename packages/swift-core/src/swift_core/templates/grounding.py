@@ -10,6 +10,7 @@ from PIL import Image
 
 from swift_core.data.grounding import STYLES, scale_boxes, write_objects
 from swift_core.data.media import MediaLoader
+from swift_core.models.adapters.base import MediaAdapter
 from swift_core.protocols import Sample
 
 _FAMILIES: dict[str, tuple[Literal["norm1000", "none"], str]] = {
@@ -51,6 +52,8 @@ def seen_sizes(images: Sequence[Image.Image], processor: Any, bounds: Mapping[st
 
     Processors with a grid of patches resize every image to a whole number of them; for others it is the image as given.
     """
+    if isinstance(processor, MediaAdapter):
+        return [image.size for image in images]
     part: Any = processor.image_processor
     sizes: list[tuple[int, int]] = []
     for image in images:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -16,22 +15,19 @@ from transformers import PreTrainedTokenizerBase
 from swift_core.config.sections import MediaSection, TemplateSection
 from swift_core.data.media import LoadedMedia, MediaLoader, Video
 from swift_core.errors import DataError, TemplateError
+from swift_core.models.adapters.base import MediaAdapter
 from swift_core.protocols import EncodedSample, Message, Sample
+from swift_core.templates.adapted import AdapterTemplate, build_adapter_template
 from swift_core.templates.chat import ChatTemplate, build_template, leading_bos
 from swift_core.templates.expansion import read_replacements, widen
 from swift_core.templates.grounding import with_boxes
 from swift_core.templates.marked import MarkedText
 from swift_core.templates.mask import IGNORED, Span
 from swift_core.templates.rendering import Renderer
+from swift_core.templates.slots import KINDS, SLOT, SLOTS, TAGS, slotted
 
 Tools = list[dict[str, Any]]
 
-KINDS = ("image", "video", "audio")
-
-# Stand in texts where a medium belongs. A tag such as <video> may also be plain text; these characters have no other meaning.
-_SLOTS = {kind: f"\uf8f0{kind}\uf8f1" for kind in KINDS}
-_SLOT = re.compile("\uf8f0(image|video|audio)\uf8f1")
-_TAGS = {"image": "<image>", "video": "<video>", "audio": "<audio>"}
 _PROBE = "swiftprobelayout"
 
 # What processors raise on media that do not suit them.
@@ -40,7 +36,7 @@ _REFUSALS = (ValueError, TypeError, IndexError, KeyError, AttributeError, Runtim
 
 def is_multimodal(processor: Any) -> bool:
     """Say whether something is a processor of media rather than a tokenizer."""
-    return any(_part(processor, kind) is not None for kind in KINDS)
+    return isinstance(processor, MediaAdapter) or any(_part(processor, kind) is not None for kind in KINDS)
 
 
 def _part(processor: Any, kind: str) -> Any:
@@ -103,10 +99,10 @@ class PartsRenderer(Renderer):
         ]
 
     def _laid_out(self, role: str, content: str) -> Any:
-        if not self._parts.get(role, self._parts["user"] and role == "tool" and _SLOT.search(content) is not None):
+        if not self._parts.get(role, self._parts["user"] and role == "tool" and SLOT.search(content) is not None):
             return fill_slots(content, self._placeholders)
         parts: list[dict[str, Any]] = []
-        for number, piece in enumerate(_SLOT.split(content)):
+        for number, piece in enumerate(SLOT.split(content)):
             if number % 2:
                 parts.append({"type": piece})
             elif piece:
@@ -116,7 +112,7 @@ class PartsRenderer(Renderer):
 
 def fill_slots(text: str, placeholders: Mapping[str, str]) -> str:
     """Return a text with the placeholders of a processor in the slots of media."""
-    return _SLOT.sub(lambda match: placeholders.get(match[1], ""), text)
+    return SLOT.sub(lambda match: placeholders.get(match[1], ""), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +190,7 @@ class ProcessorTemplate(ChatTemplate):
             sample = with_boxes(sample, self.processor, self.loader, self._bounds)
         except DataError as error:
             raise TemplateError(error.message, fix=error.fix) from error
-        marked = super().mark(self._slotted(sample))
+        marked = super().mark(slotted(sample, SLOTS if self.use_chat_template else self._placeholders))
         try:
             if not sample.has_media:
                 self._check_counts(marked.text, {})
@@ -206,25 +202,6 @@ class ProcessorTemplate(ChatTemplate):
             raise TemplateError(f"{sample.origin}: {error.message}" if sample.origin else error.message, fix=error.fix) from error
         values = {item.name: getattr(marked, item.name) for item in fields(marked)}
         return MarkedMedia(**values, encoded=encoded)
-
-    def _slotted(self, sample: Sample) -> Sample:
-        """Return the sample with slots in place of the tags of its media."""
-        kinds = [kind for kind in KINDS if getattr(sample, f"{kind}s")]
-        if not kinds:
-            return sample
-        tag = re.compile("|".join(_TAGS[kind] for kind in kinds))
-        slots = _SLOTS if self.use_chat_template else self._placeholders
-
-        def slot(match: re.Match[str]) -> str:
-            return slots.get(match[0][1:-1], "")
-
-        messages = [
-            Message(**{**message, "content": tag.sub(slot, message["content"])})
-            if isinstance(cast(Any, message["content"]), str)
-            else message
-            for message in sample.messages
-        ]
-        return replace(sample, messages=messages)
 
     def _expanded(self, marked: MarkedText, sample: Sample) -> EncodedSample:
         media, output = self._processed(marked.text, sample)
@@ -314,7 +291,8 @@ class ProcessorTemplate(ChatTemplate):
             inputs = {name: torch.zeros(len(ids), dtype=torch.long) for name in self.token_inputs}
             return EncodedSample(ids, [IGNORED] * len(ids), sample.origin, model_inputs=inputs or None)
         sample = with_boxes(sample, self.processor, self.loader, self._bounds)
-        text = self.render(self._slotted(sample).messages, sample.tools, add_generation_prompt=True, variables=sample.chat_template_kwargs)
+        laid_out = slotted(sample, SLOTS if self.use_chat_template else self._placeholders).messages
+        text = self.render(laid_out, sample.tools, add_generation_prompt=True, variables=sample.chat_template_kwargs)
         _, output = self._processed(text, sample)
         ids = _row(output["input_ids"])
         return EncodedSample(ids, [IGNORED] * len(ids), sample.origin, model_inputs=self._tensors(output, len(ids)))
@@ -322,7 +300,7 @@ class ProcessorTemplate(ChatTemplate):
     def dummy(self) -> EncodedSample:
         """Return a short sample with a blank picture or a short silence and no trained token, for ranks whose batch has no media."""
         kinds = [kind for kind in ("image", "audio") if _part(self.processor, kind) is not None]
-        sample = Sample([Message(role="user", content="".join(_TAGS[kind] for kind in kinds))], origin="dummy media")
+        sample = Sample([Message(role="user", content="".join(TAGS[kind] for kind in kinds))], origin="dummy media")
         if "image" in kinds:
             sample.images = [Image.new("RGB", (56, 56))]
         if "audio" in kinds:
@@ -410,13 +388,19 @@ class ProcessorTemplate(ChatTemplate):
         return inputs
 
 
+MediaTemplate = ProcessorTemplate | AdapterTemplate
+"""Templates that make a sample of prompt and media, with `encode_media_prompt`."""
+
+
 def build_processor_template(processor: Any, section: TemplateSection, media: MediaSection | None = None) -> ChatTemplate:
-    """Return the template that the settings describe, for a processor or for a tokenizer.
+    """Return the template that the settings describe, for a processor, for an adapter in its place, or for a tokenizer.
 
     Raises:
         TemplateError: when there is no chat template to use, or settings exclude one another.
         RegistryError: when the named template is unknown.
     """
+    if isinstance(processor, MediaAdapter):
+        return build_adapter_template(processor, section, media)
     if not is_multimodal(processor):
         return build_template(processor, section)
     template = build_template(processor.tokenizer, section, make=partial(ProcessorTemplate, processor, MediaLoader(media)))
