@@ -18,10 +18,11 @@ from swift_core.batching.stream import EncodedStream
 from swift_core.config.training import SftConfig
 from swift_core.data.report import RowReport, write_rejected
 from swift_core.models.config import load_config
-from swift_core.models.loading import load_model, load_processor, max_model_length, resolve_dtype, resolve_model_folder, tokenizer_of
+from swift_core.models.loading import load_model, load_processor, max_model_length, resolve_model_folder, tokenizer_of
 from swift_core.models.modules import freeze_parts, unwrap
 from swift_core.protocols import EncodedSample, Tuner
 from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.templates.adapted import AdapterTemplate
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import ProcessorTemplate, build_processor_template
 from swift_core.train.output import TrainOutput
@@ -68,7 +69,7 @@ def prepare(config: SftConfig) -> Prepared:
     data = DataPlan(config.data, config.loading, config.encoding, config.launch.external_plugins)
     folder = resolve_model_folder(config.loading)
     remote, tokens = config.loading.trust_remote_code, config.loading.special_tokens
-    processor = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens)
+    processor = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=config.loading.model_type)
     tokenizer = tokenizer_of(processor)
     template = build_processor_template(processor, config.chat, config.media)
     max_length = config.chat.max_length or max_model_length(load_config(config.loading, folder), tokenizer)
@@ -84,7 +85,7 @@ def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
         ModelError: when the model cannot be loaded or the tuner does not fit it.
     """
     device = training_device(use_cpu=config.launch.use_cpu)
-    dtype = resolve_dtype(config.loading, folder, device=device)
+    dtype = weights_dtype(config, folder, device=device)
     # The starting values of new weights must not depend on what ran before.
     set_seed(config.training.seed)
     model: nn.Module = load_model(
@@ -135,6 +136,8 @@ def train(config: SftConfig) -> TrainOutput:
 
 def _task(config: SftConfig, prepared: Prepared, model: nn.Module, world: World) -> CausalLm:
     packs = config.training.padding_free is not False
+    if isinstance(prepared.template, AdapterTemplate):
+        return CausalLm(packs=False, dummy=prepared.template.dummy() if world.size > 1 else None)
     if not isinstance(prepared.template, ProcessorTemplate):
         return CausalLm(packs=packs)
     dummy = prepared.template.dummy() if world.size > 1 else None

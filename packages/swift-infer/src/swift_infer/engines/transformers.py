@@ -17,7 +17,7 @@ from swift_core.models.loading import load_model, load_processor, load_tokenizer
 from swift_core.protocols import AssistantMessage, ChatChoice, EncodedSample, InferRequest, InferResponse, RequestConfig, TextDelta, Usage
 from swift_core.registry import TUNERS
 from swift_core.templates.chat import ChatTemplate
-from swift_core.templates.media import ProcessorTemplate, build_processor_template, is_multimodal
+from swift_core.templates.media import MediaTemplate, build_processor_template, is_multimodal
 from swift_core.templates.requests import sample_of_request
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -133,7 +133,8 @@ class TransformersEngine:
         self.template: ChatTemplate = build_processor_template(processor, TemplateSection(**values), media)
         limits = [limit for limit in (max_model_length(model.config, self.tokenizer), chat.max_length) if limit]
         self.context_length: int | None = min(limits) if limits else None
-        self.max_batch_size = max_batch_size
+        # Code from a model's folder need not know of padding on the left.
+        self.max_batch_size = 1 if hasattr(model, "media_adapter") else max_batch_size
         self._lock = threading.Lock()
         self._closed = False
 
@@ -207,7 +208,7 @@ class TransformersEngine:
 
     def _encoded(self, request: InferRequest) -> EncodedSample:
         sample = sample_of_request(request.messages, request.tools)
-        if isinstance(self.template, ProcessorTemplate):
+        if isinstance(self.template, MediaTemplate):
             try:
                 return self.template.encode_media_prompt(sample)
             except DataError as error:
@@ -362,7 +363,7 @@ def _device(use_cpu: bool) -> torch.device:
 def _load_processor(folder: Path, loading: ModelSection) -> Any:
     """Return the processor or tokenizer of the model, with the tokenizer of the adapter in it where that has one."""
     source = _tokenizer_folder(folder, loading.adapters)
-    processor: Any = load_processor(folder, trust_remote_code=loading.trust_remote_code)
+    processor: Any = load_processor(folder, trust_remote_code=loading.trust_remote_code, model_type=loading.model_type)
     if source == folder:
         return processor
     tokenizer: Any = load_tokenizer(source, trust_remote_code=loading.trust_remote_code)
