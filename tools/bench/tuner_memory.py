@@ -2,8 +2,9 @@
 
     python tools/bench/tuner_memory.py --model DIR --dataset rows.json [--cases 'full; lora; galore'] [--rounds 2] [--output table.md]
 
-Memory is what the process holds at its peak while it trains, above what it held before the model was loaded; large blocks are
-given back to the system at once, so that it is the memory of tensors and not of the allocator. `state` is the size of the
+Memory is what the process holds at its peak while it trains, above what it held before the model was loaded: its own memory,
+looked at every few milliseconds, without pages of files. Weights are copied out of their file first, and large blocks go back to
+the system at once, so that it is the memory of tensors and not of page cache and allocator. `state` is the size of the
 optimizer's tensors after the last step. Speed leaves the first step out. With several rounds the cases take turns and the
 median counts.
 """
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -140,20 +142,41 @@ def measure(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, 
         }
         config = SftConfig(**values)
         prepared = prepare(config)
-        before = held("VmRSS")
+        before = held("RssAnon")
         model, tuner = build_model(config, prepared.folder)
-        loading = held("VmHWM") - before
-        Path("/proc/self/clear_refs").write_text("5")
-        clock = Clock()
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.clone()
+        clock, watch = Clock(), Watch()
+        watch.start()
         trainer = Trainer(model, config, prepared.train, tokenizer=prepared.tokenizer, tuner=tuner, callbacks=[clock])
         trainer.train()
         between = [after - earlier for earlier, after in zip(clock.times, clock.times[1:], strict=False)]
         return {
-            "peak": round(held("VmHWM") - before, 1),
-            "loading": round(loading, 1),
+            "peak": round(watch.finish() - before, 1),
             "state": round(tensor_bytes(trainer.optimizer.state_dict()) / MIB, 1),
             "samples_per_second": round(options.batch / statistics.median(between), 3),
         }
+
+
+class Watch(threading.Thread):
+    """Looks at the process's own memory every few milliseconds and remembers the most."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._over = threading.Event()
+        self._most = 0.0
+
+    def run(self) -> None:
+        """Look until told to stop."""
+        while not self._over.wait(0.003):
+            self._most = max(self._most, held("RssAnon"))
+
+    def finish(self) -> float:
+        """Stop and return the most that was seen, in MiB."""
+        self._over.set()
+        self.join()
+        return self._most
 
 
 def held(field: str) -> float:

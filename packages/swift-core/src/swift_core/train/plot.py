@@ -46,7 +46,7 @@ def plot_run(lines: Sequence[dict[str, Any]], path: Path, *, title: str = "") ->
     top.set_ylabel("loss (nats per token)")
     top.set_title(title)
     top.grid(alpha=0.3)
-    top.legend()
+    top.legend(loc="upper right")  # "best" searches, and warns where that is slow
     if rates:
         bottom.plot(*zip(*rates, strict=True), color="tab:green")
     bottom.set_ylabel("learning rate")
