@@ -21,7 +21,7 @@ from swift_core.scoring.agreement import PROMPTS, Agreement, compare, logits_of,
 from swift_core.tasks.export_context import ExportContext, ExportResult
 from swift_core.templates.chat import build_template
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from swift_infer.export.config import GgufSection
@@ -156,6 +156,9 @@ def _packed(values: Tensor, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
 
 
 def _read_back(file: Path, config: Any) -> nn.Module:
+    if config.model_type == "mistral":  # which GGUF keeps as Llama
+        same = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures", "sliding_window")}
+        config = LlamaConfig(**same)
     with quiet_transformers(), quiet_stderr():
         try:
             # The loader knows only some of the metadata, so sizes and positions come from the model's own config.
