@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swift_core.specs import CommandSpec, ExportSpec, HubSpec, OptimizerSpec, TaskSpec, TunerSpec
+from swift_core.specs import CommandSpec, ExportSpec, FusionSpec, HubSpec, OptimizerSpec, TaskSpec, TunerSpec
 
 COMMANDS = (
     CommandSpec(
@@ -134,5 +134,17 @@ def exports() -> tuple[ExportSpec, ...]:
             options="swift_core.config.actions:PushSection",
             order=90,
             produces="nothing",
+        ),
+    )
+
+
+def fusions() -> tuple[FusionSpec, ...]:
+    """Return the layers that swift-core computes in fewer passes."""
+    return (
+        FusionSpec(name="rms_norm", summary="root-mean-square norm in one function", target="swift_core.fusions.rms_norm:RmsNormFusion"),
+        FusionSpec(
+            name="gated_mlp",
+            summary="SiLU and product between the matrices of an MLP",
+            target="swift_core.fusions.gated_mlp:GatedMlpFusion",
         ),
     )

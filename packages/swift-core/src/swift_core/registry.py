@@ -17,6 +17,7 @@ from swift_core.specs import (
     DatasetSpec,
     EngineSpec,
     ExportSpec,
+    FusionSpec,
     HubSpec,
     ModelSpec,
     OptimizerSpec,
@@ -223,6 +224,7 @@ EXPORTS = Registry(
     table="swift_core.builtin:exports",
 )
 CALLBACKS = Registry("callbacks", CallbackSpec, packages={"lisa": "swift-tuners"})
+FUSIONS = Registry("fusions", FusionSpec, table="swift_core.builtin:fusions")
 REWARDS = Registry("rewards", RewardSpec)
 HUBS = Registry("hubs", HubSpec)
 
@@ -240,6 +242,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
         ENGINES,
         EXPORTS,
         CALLBACKS,
+        FUSIONS,
         REWARDS,
         HUBS,
     )

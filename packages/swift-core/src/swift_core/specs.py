@@ -60,6 +60,7 @@ class TunerSpec(Spec):
         several: whether one model can hold several of its adapters.
         checkpointing: whether it trains with gradient checkpointing.
         parameters: whether `target_parameters` can put it on bare weights, such as those of experts.
+        half_base: whether the weights beside its own may be in half precision, since its own are kept in float32.
         aliases: other names.
     """
 
@@ -69,6 +70,7 @@ class TunerSpec(Spec):
     several: bool = False
     checkpointing: bool = True
     parameters: bool = False
+    half_base: bool = False
     aliases: tuple[str, ...] = ()
 
 
@@ -124,6 +126,11 @@ class TaskSpec(Spec):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackSpec(Spec):
     """A trainer callback; `target` is a `transformers.TrainerCallback` class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionSpec(Spec):
+    """A layer computed in fewer passes; `target` is a `swift_core.fusions.install.Fusion` class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

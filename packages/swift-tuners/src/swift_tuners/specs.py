@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swift_core.specs import CallbackSpec, CommandSpec, ExportSpec, OptimizerSpec, TunerSpec
+from swift_core.specs import CallbackSpec, CommandSpec, ExportSpec, FusionSpec, OptimizerSpec, TunerSpec
 
 TUNERS = (
     TunerSpec(
@@ -10,6 +10,7 @@ TUNERS = (
         summary="low-rank matrices beside frozen weights: LoRA, QLoRA, rsLoRA, DoRA, LoRA+, PiSSA, OLoRA, LoftQ, LoRA-GA, EVA",
         target="swift_tuners.methods.lora:LoraTuner",
         options="swift_tuners.lora_options:LoraOptions",
+        half_base=True,
         mergeable=True,
         quantised=True,
         several=True,
@@ -245,5 +246,13 @@ CALLBACKS = (
         name="lisa",
         summary="trains a few layers at a time; --lisa_activated_layers switches it on",
         target="swift_tuners.optimizers.lisa:LisaCallback",
+    ),
+)
+
+FUSIONS = (
+    FusionSpec(
+        name="lora_linear",
+        summary="linear layer and its low-rank update in one function",
+        target="swift_tuners.methods.lora_linear:LoraLinearFusion",
     ),
 )

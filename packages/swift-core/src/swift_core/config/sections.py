@@ -258,6 +258,9 @@ class TrainSection(Section):
         None, "multimodal models: recompute activations of the towers; default: as --gradient_checkpointing"
     )
     activation_offload: bool = option(False, "keep activations in main memory between forward and backward pass; needs an accelerator")
+    fuse_layers: bool | None = option(
+        None, "compute norms, MLPs and LoRA layers in fewer passes over memory, with the same formulas; default: on CPUs"
+    )
     use_liger_kernel: bool = option(False, "run norms, rotary positions and MLPs by the kernels of liger-kernel; needs an accelerator")
     neftune_noise_alpha: float | None = option(None, "add noise of this strength to the embeddings of training samples (NEFTune)", gt=0)
     bf16: bool | None = option(None, "compute in bfloat16 over float32 weights; default: only when the weights are bfloat16")

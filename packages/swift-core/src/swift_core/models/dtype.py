@@ -29,6 +29,27 @@ def resolve_dtype(section: ModelSection, folder: Path, *, device: str) -> torch.
     return supported_dtype(saved_dtype(folder), device=device)
 
 
+def training_dtype(section: ModelSection, folder: Path, *, device: str, frozen: bool) -> torch.dtype:
+    """Return the number type that a run loads its weights in.
+
+    Weights that stay as they are lose nothing that matters in bfloat16, and products are several times faster and half as large
+    in it where the device has instructions for them; trained weights keep float32, where small steps are not rounded away.
+
+    Args:
+        section: `torch_dtype` wins when it is set.
+        folder: a model folder with `config.json`.
+        device: torch device, such as `cpu` or `cuda:0`.
+        frozen: whether what is trained stands beside these weights.
+    """
+    dtype = resolve_dtype(section, folder, device=device)
+    return torch.bfloat16 if frozen and section.torch_dtype is None and _multiplies_bfloat16(device) else dtype
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    kind = torch.device(device).type
+    return cpu_has_bfloat16() if kind == "cpu" else kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def supported_dtype(dtype: torch.dtype, *, device: str) -> torch.dtype:
     """Return `dtype`, or float32 where the device would compute in it very slowly or not at all."""
     if torch.device(device).type != "cpu" or dtype == torch.float32:

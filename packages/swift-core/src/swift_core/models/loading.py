@@ -24,7 +24,7 @@ from swift_core.models.config import load_config, max_model_length
 from swift_core.models.detection import detect_folder
 from swift_core.models.dtype import parse_dtype, resolve_dtype, training_dtype
 from swift_core.models.folder import check_model_folder, read_json
-from swift_core.models.load_errors import load_error
+from swift_core.models.load_errors import load_error, remote_code_error
 from swift_core.models.processing import Processor, fit_embeddings, load_processor, load_tokenizer, tokenizer_of
 from swift_core.models.quantization import placement, quantization_config
 from swift_core.models.quiet import quiet_transformers
@@ -244,13 +244,14 @@ def load_model(
     if loader:
         model: PreTrainedModel = import_target(loader, needed_for=f"model type {detected.model_type!r}")(folder, section, dtype)
     else:
+        own = find_own_code(folder, model_type=section.model_type)
+        if own is not None and not section.trust_remote_code:
+            raise remote_code_error(folder)  # transformers may have another class under the same name
         config = load_config(section, folder)
         task = task_type or detected.task_type
         if task in SCORING:
             _set_head(config, folder, task, num_labels, problem_type, trust=section.trust_remote_code)
         auto = auto_class(config, task, folder)
-        # Code that lies in the folder, by now trusted; families without an entry in the table are taken as they are.
-        own = find_own_code(folder, model_type=section.model_type) if section.trust_remote_code else None
         adapter = load_adapter(folder, section.model_type, section.special_tokens) if own is not None and task in GENERATING else None
         if adapter is not None:
             auto = adapted_class(own_class(auto, config, folder), adapter)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,31 +18,36 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from swift_core.scoring.dense_attention import causal_bias, dense_causal
+from swift_core.scoring.layout import Layout
+
 NAME = "swift_packed"
 # Attention implementations that look at `current_segments`, so that rows of several samples can stay as they are.
 SAMPLEWISE = {NAME}
 
 # On CPUs plain matrix products beat the fused kernel for samples up to about this many tokens.
-DENSE_UP_TO = 512
+DENSE_UP_TO = {torch.bfloat16: 1024}
+DENSE_ELSE = 512
 
-_segments: ContextVar[tuple[int, ...] | None] = ContextVar("segments", default=None)
+_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 _labels: ContextVar[torch.Tensor | None] = ContextVar("labels", default=None)
 
 
 @contextmanager
-def packed(segments: tuple[int, ...] | None, labels: torch.Tensor | None = None) -> Iterator[None]:
+def packed(layout: Layout | None, labels: torch.Tensor | None = None) -> Iterator[None]:
     """Tell the layers of the forward pass inside that its row is made of these samples, and what is trained of them."""
-    token, other = _segments.set(segments), _labels.set(labels)
+    token, other = _layout.set(layout), _labels.set(labels)
     try:
         yield
     finally:
-        _segments.reset(token)
+        _layout.reset(token)
         _labels.reset(other)
 
 
 def current_segments() -> tuple[int, ...] | None:
     """Return the lengths of the samples in the row of the running forward pass, None where rows are not packed."""
-    return _segments.get()
+    layout = _layout.get()
+    return None if layout is None else layout.lengths
 
 
 def current_labels() -> torch.Tensor | None:
@@ -53,47 +57,7 @@ def current_labels() -> torch.Tensor | None:
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Return the contexts of a checkpointed layer: what is recomputed in the backward pass sees the same samples."""
-    return nullcontext(), packed(_segments.get())
-
-
-class _DenseCausal(torch.autograd.Function):
-    """Causal attention of one sample by matrix products, with the query heads of a key head side by side.
-
-    The backward pass is written out: it reuses the probabilities in place, which autograd would copy.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor) -> torch.Tensor:
-        heads, length, width = query.shape[1:]
-        pairs = key.shape[1]
-        rows = query.reshape(pairs, heads // pairs * length, width)
-        keys, values = key[0].contiguous(), value[0].contiguous()
-        probabilities = torch.baddbmm(bias.repeat(1, heads // pairs, 1), rows, keys.transpose(1, 2), alpha=scale).softmax(-1)
-        ctx.save_for_backward(rows, keys, values, probabilities)
-        ctx.scale = scale
-        return torch.bmm(probabilities, values).view(1, heads, length, width)
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, keys, values, probabilities = ctx.saved_tensors
-        gradient = outputs[0]
-        shape = gradient.shape
-        gradient = gradient.reshape(rows.shape)
-        of_value = torch.bmm(probabilities.transpose(1, 2), gradient)
-        of_probabilities = torch.bmm(gradient, values.transpose(1, 2))
-        of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype)
-        of_query = torch.bmm(of_scores, keys).mul_(ctx.scale).view(shape)
-        of_key = torch.bmm(of_scores.transpose(1, 2), rows).mul_(ctx.scale)
-        return of_query, of_key[None], of_value[None], None, None
-
-
-@lru_cache(maxsize=256)
-def _causal_bias(length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """Return `[1, length, length]`: 0 where a token may look, -inf elsewhere."""
-    allowed = torch.ones(length, length, dtype=torch.bool).tril()
-    if window is not None:
-        allowed &= torch.ones(length, length, dtype=torch.bool).triu(1 - window)
-    return torch.zeros(1, length, length, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+    return nullcontext(), packed(_layout.get(), _labels.get())
 
 
 def attend(
@@ -110,8 +74,8 @@ def attend(
 
     Args:
         query: `[1, heads, length, width]`.
-        key: `[1, key heads, length, width]`.
-        value: `[1, key heads, length, width]`.
+        key: `[1, key heads, keys, width]`; the last query sees the last key.
+        value: `[1, key heads, keys, width]`.
         scale: factor of the scores.
         window: how far back a token looks, itself included; None: to the start.
         softcap: scores pass through `cap * tanh(score / cap)`.
@@ -120,19 +84,20 @@ def attend(
     Returns:
         `[1, heads, length, width]`.
     """
-    length = query.shape[2]
-    near = window if window is not None and window < length else None
+    length, keys = query.shape[2], key.shape[2]
+    near = window if window is not None and window < keys else None
+    groups = query.shape[1] // key.shape[1]
     if softcap is not None:
-        groups = query.shape[1] // key.shape[1]
-        keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = torch.tanh(query @ keys.transpose(2, 3) * (scale / softcap)) * softcap
-        scores = scores + _causal_bias(length, near, query.dtype).to(query.device)
-        return F.dropout(scores.float().softmax(-1), dropout).to(query.dtype) @ values
-    if query.device.type == "cpu" and length <= DENSE_UP_TO and not dropout:
-        return _DenseCausal.apply(query, key, value, scale, _causal_bias(length, near, query.dtype))  # pyright: ignore[reportReturnType]
-    mask = None if near is None else _causal_bias(length, near, query.dtype).to(query.device)[None]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = torch.tanh(query @ key.transpose(2, 3) * (scale / softcap)) * softcap
+        scores = scores + causal_bias(1, length, keys, near, query.dtype).to(query.device)
+        return F.dropout(scores.float().softmax(-1), dropout).to(query.dtype) @ value
+    if query.device.type == "cpu" and length == keys and length <= DENSE_UP_TO.get(query.dtype, DENSE_ELSE) and not dropout:
+        return dense_causal(query, key, value, scale=scale, layout=Layout((length,)), window=near).transpose(1, 2)
+    plain = near is None and length == keys
+    mask = None if plain else causal_bias(1, length, keys, near, query.dtype).to(query.device)[None]
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scale, enable_gqa=groups != 1
     )
 
 
@@ -153,25 +118,34 @@ def packed_attention(
     Raises:
         TypeError: for attention with sinks, which this function does not have; the caller then uses padded rows.
     """
-    segments = _segments.get()
-    if segments is None:
+    layout = _layout.get()
+    if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if kwargs.get("s_aux") is not None:
         raise TypeError("attention with sinks cannot be packed")
-    lengths = list(segments)
     settings: dict[str, Any] = {
         "scale": scaling if scaling is not None else query.shape[-1] ** -0.5,
         "window": kwargs.get("sliding_window"),
-        "softcap": kwargs.get("softcap"),
-        "dropout": dropout if module.training else 0.0,
     }
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    return torch.cat([attend(*part, **settings) for part in parts], dim=2).transpose(1, 2).contiguous(), None
+    softcap, dropped = kwargs.get("softcap"), dropout if module.training else 0.0
+    if query.device.type == "cpu" and softcap is None and not dropped and _dense_pays(layout, query.dtype):
+        return dense_causal(query, key, value, layout=layout, **settings), None
+    found: list[torch.Tensor] = []
+    for number in range(len(layout.lengths)):
+        start, stop = layout.span(number)
+        spans = [*layout.before(number), (start, stop)]
+        keys, values = (torch.cat([one[:, :, slice(*span)] for span in spans], dim=2) for one in (key, value))
+        found.append(attend(query[:, :, start:stop], keys, values, softcap=softcap, dropout=dropped, **settings))
+    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _dense_pays(layout: Layout, dtype: torch.dtype) -> bool:
+    return layout.branches or max(layout.lengths) <= DENSE_UP_TO.get(dtype, DENSE_ELSE)
 
 
 def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     """Return no mask for packed rows, which need none, and sdpa's mask otherwise."""
-    return None if _segments.get() is not None else sdpa_mask(*args, **kwargs)
+    return None if _layout.get() is not None else sdpa_mask(*args, **kwargs)
 
 
 def text_attention(model: Any) -> str:

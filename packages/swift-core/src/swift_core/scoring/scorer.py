@@ -14,6 +14,7 @@ from swift_core.batching.collate import IGNORED, Batch
 from swift_core.errors import ModelError
 from swift_core.scoring.attention import NAME, SAMPLEWISE, packed, set_text_attention, text_attention
 from swift_core.scoring.head import chunked_cross_entropy, count_correct
+from swift_core.scoring.linear_head import linear_cross_entropy, plain_weight
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Scorer:
         if self._split:
             hidden = self._hidden(batch)[:, :-1][rows]
             # No row: the sum is 0 with a gradient of 0 to every parameter, which ranks need to stay in step with one another.
-            loss = chunked_cross_entropy(hidden, targets[rows], self._logits, self._head_parameters(), weights=weights)
+            loss = self._cross_entropy(hidden, targets[rows], weights)
             correct = count_correct(hidden, targets[rows], self._logits) if with_correct else None
             return Scores(loss, count, correct)
         logits = self._own_logits(batch)[:, :-1][rows].float()
@@ -128,13 +129,30 @@ class Scorer:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # pyright: ignore[reportCallIssue]
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
-        with packed(batch.segments, batch.labels):
+        with packed(batch.layout, batch.labels):
             return self._causal_lm().base_model(**_inputs(batch), use_cache=False).last_hidden_state
+
+    def _cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        weight = self._plain_weight(hidden)
+        if weight is not None:
+            return linear_cross_entropy(hidden, targets, weight, weights=weights)
+        return chunked_cross_entropy(hidden, targets, self._logits, self._head_parameters(), weights=weights)
+
+    def _plain_weight(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Return the weight of a head that is nothing but one matrix product."""
+        config = self._text_config()
+        if any(getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")):
+            return None
+        return plain_weight(self._causal_lm().get_output_embeddings(), hidden)
+
+    def _text_config(self) -> Any:
+        config = self._causal_lm().config
+        return config.get_text_config() if hasattr(config, "get_text_config") else config
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         model = self._causal_lm()
         logits = model.get_output_embeddings()(hidden)
-        config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        config = self._text_config()
         if getattr(config, "logit_scale", None):  # Cohere
             logits = logits * config.logit_scale
         if getattr(config, "logits_scaling", None):  # Granite
@@ -146,7 +164,7 @@ class Scorer:
         return list(self._causal_lm().get_output_embeddings().parameters())
 
     def _own_logits(self, batch: Batch) -> torch.Tensor:
-        with packed(batch.segments, batch.labels):
+        with packed(batch.layout, batch.labels):
             output = self.model(**_inputs(batch), use_cache=False)
         if getattr(output, "logits", None) is None:
             raise ModelError(f"{type(self.model).__name__} yields no logits", fix="use a causal language model")

@@ -15,14 +15,13 @@ from swift_core.batching.stream import EncodedStream
 from swift_core.config.training import SftConfig
 from swift_core.models.auto_class import auto_class
 from swift_core.models.config import load_config
-from swift_core.models.loading import resolve_dtype
 from swift_core.models.modules import freeze_parts
 from swift_core.protocols import EncodedSample
 from swift_core.scoring.head import CHUNK_ROWS
 from swift_core.tasks.sft import Prepared, prepare
 from swift_core.train.estimate import MemoryEstimate, estimate_memory
 from swift_core.train.parallel import training_device
-from swift_core.train.tuning import load_tuner
+from swift_core.train.tuning import load_tuner, weights_dtype
 
 _LOOKED_AT = 64
 _STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adafactor": 0, "sgd": 0}
@@ -69,7 +68,7 @@ def _samples_per_step(config: SftConfig) -> int:
 
 def _estimate(config: SftConfig, prepared: Prepared, *, longest: int) -> MemoryEstimate:
     device = training_device(use_cpu=config.launch.use_cpu)
-    dtype = resolve_dtype(config.loading, prepared.folder, device=device)
+    dtype = weights_dtype(config, prepared.folder, device=device)
     remote = config.loading.trust_remote_code
     model_config = load_config(config.loading, prepared.folder)
     kind = auto_class(model_config, "causal_lm", prepared.folder)

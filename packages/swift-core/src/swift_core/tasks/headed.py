@@ -22,7 +22,6 @@ from swift_core.models.loading import (
     load_processor,
     load_tokenizer,
     max_model_length,
-    resolve_dtype,
     resolve_model_folder,
     tokenizer_of,
 )
@@ -40,7 +39,7 @@ from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world, training_device
 from swift_core.train.task import Task
 from swift_core.train.trainer import Trainer
-from swift_core.train.tuning import load_tuner
+from swift_core.train.tuning import load_tuner, weights_dtype
 
 
 @dataclass(slots=True)
@@ -177,7 +176,7 @@ def _check_negatives(config: SftConfig, train: Sequence[EncodedSample]) -> None:
 
 def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tuner]:
     device = training_device(use_cpu=config.launch.use_cpu)
-    dtype = resolve_dtype(config.loading, prepared.folder, device=device)
+    dtype = weights_dtype(config, prepared.folder, device=device)
     # The starting values of new weights must not depend on what ran before.
     set_seed(config.training.seed)
     labels = prepared.labels

@@ -29,7 +29,7 @@ from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world, training_device
 from swift_core.train.task import CausalLm
 from swift_core.train.trainer import Trainer
-from swift_core.train.tuning import load_tuner
+from swift_core.train.tuning import load_tuner, weights_dtype
 
 
 @dataclass(slots=True)

@@ -12,10 +12,11 @@ from transformers import TrainerCallback
 
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import ModelError
+from swift_core.fusions.install import Fused
 from swift_core.models.liger import use_liger
 from swift_core.models.quantization import keep_differentiable
 from swift_core.protocols import Tuner
-from swift_core.registry import CALLBACKS
+from swift_core.registry import CALLBACKS, FUSIONS
 from swift_core.train.checkpointing import enable_checkpointing
 from swift_core.train.noise import add_embedding_noise
 from swift_core.train.offload import OffloadedActivations, no_offloading, offloading
@@ -45,6 +46,7 @@ class Methods:
         keep_differentiable(model)
         if training.use_liger_kernel:
             use_liger(model, device=device.type)
+        self._fused = self._fuse(model, training.fuse_layers, device)
         able = hasattr(model, "gradient_checkpointing_enable")
         asked = training.gradient_checkpointing
         settings = ("gradient_checkpointing_policy", "vit_gradient_checkpointing")
@@ -61,8 +63,18 @@ class Methods:
         alpha = training.neftune_noise_alpha
         self._noise = add_embedding_noise(model, alpha) if alpha is not None else None
 
+    def _fuse(self, model: nn.Module, wanted: bool | None, device: torch.device) -> Fused | None:
+        if not (device.type == "cpu" if wanted is None else wanted):
+            return None
+        fused = Fused(model, {name: FUSIONS.load(name)() for name in FUSIONS.names()})
+        if wanted and not any(fused.counts.values()):
+            raise ModelError("--fuse_layers: this model has no layer that can be fused", fix="remove it")
+        return fused
+
     def release(self) -> None:
         """Take off what would disturb the model after the run."""
+        if self._fused is not None:
+            self._fused.remove()
         if self._noise is not None:
             self._noise.remove()
 

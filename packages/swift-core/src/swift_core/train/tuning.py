@@ -14,8 +14,9 @@ from torch import nn
 
 from swift_core.batching.feed import Stream
 from swift_core.config.sections import TunerSection
-from swift_core.config.training import TrainingConfig
+from swift_core.config.training import SftConfig, TrainingConfig
 from swift_core.errors import DataError, ModelError
+from swift_core.models.dtype import training_dtype
 from swift_core.protocols import EncodedSample, Tuner
 from swift_core.registry import TUNERS
 from swift_core.train.task import Task
@@ -39,6 +40,12 @@ class RunStart:
     batches: Callable[[int, int | None], Iterator[Any]]
     loss: Callable[[nn.Module, Any], torch.Tensor]
     resumed: bool
+
+
+def weights_dtype(config: SftConfig, folder: Path, *, device: str) -> torch.dtype:
+    """Return the number type that a run loads the weights of a model folder in."""
+    beside = TUNERS.get(config.tuner.tuner_type).half_base and config.quantization.quant_method is None
+    return training_dtype(config.loading, folder, device=device, frozen=beside and config.training.bf16 is not False)
 
 
 @runtime_checkable

@@ -1,0 +1,1 @@
+"""Layers computed in fewer passes over memory, with the same formulas and weights."""
