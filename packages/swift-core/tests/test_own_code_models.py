@@ -27,6 +27,7 @@ from swift_core.registry import import_target
 from swift_core.scoring.scorer import Scorer
 from swift_core.templates.adapted import AdapterTemplate
 from swift_core.templates.media import build_processor_template
+from swift_core.templates.requests import request_messages, sample_of_request
 from swift_core.testing.own_code.build import FAMILIES, fill, make_own_code
 
 WIDE, SMALL = Image.linear_gradient("L").resize((120, 40)).convert("RGB"), Image.new("RGB", (40, 44), (10, 200, 30))
@@ -229,6 +230,20 @@ def test_code_that_is_published_elsewhere_has_to_be_copied(tmp_path: Path) -> No
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"not in the folder.*VL/llava"):
         load_processor(folder, trust_remote_code=True)
+
+
+def test_media_of_a_row_reach_an_engine_in_their_places(tmp_path: Path) -> None:
+    SMALL.save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").touch()
+    messages: list[Message] = [
+        {"role": "user", "content": "Is <image> like <image>?"},
+        {"role": "assistant", "content": "<video> is a tag."},
+    ]
+    row = Sample(messages, images=["a.png", "https://example.org/b.png"], origin=f"{tmp_path / 'rows.jsonl'}:1")
+    sent = request_messages(row, messages)
+    again = sample_of_request(sent)
+    assert (again.messages, again.images) == (messages, [str(tmp_path / "a.png"), "https://example.org/b.png"])
+    assert request_messages(Sample(messages), messages) == messages
 
 
 def test_every_row_of_the_table_can_be_imported() -> None:

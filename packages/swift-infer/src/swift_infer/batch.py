@@ -15,6 +15,7 @@ from swift_core.data.report import write_rejected
 from swift_core.data.sources import load_datasets
 from swift_core.errors import CheckpointError, DataError
 from swift_core.protocols import Engine, InferRequest, InferResponse, Message, Sample
+from swift_core.templates.requests import request_messages
 
 from swift_infer.checkpoint import Checkpoint
 from swift_infer.config import InferConfig
@@ -39,7 +40,7 @@ class Question:
 
     def request(self) -> InferRequest:
         """Return the row as engines take it."""
-        return InferRequest(self.messages, self.sample.tools)
+        return InferRequest(request_messages(self.sample, self.messages), self.sample.tools)
 
     def result(self, response: InferResponse, model: str) -> dict[str, Any]:
         """Return the line of the result file."""

@@ -40,9 +40,9 @@ __all__ = [
     "load_tokenizer",
     "max_model_length",
     "resolve_dtype",
-    "training_dtype",
     "resolve_model_folder",
     "tokenizer_of",
+    "training_dtype",
 ]
 
 logger = logging.getLogger(__name__)
