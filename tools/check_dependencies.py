@@ -27,6 +27,7 @@ NOT_IMPORTED = {
         "sglang": "engine of an environment of its own",
         "lmdeploy": "engine of an environment of its own",
         "uvicorn": "serves the application by name",
+        "bitsandbytes": "transformers packs weights with it",
     },
 }
 # Imported though only a declared library brings it: the two are halves of one thing and move together.

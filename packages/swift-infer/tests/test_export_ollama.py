@@ -59,7 +59,7 @@ def test_templates_that_are_not_made_of_pieces_are_refused(jinja):
 
     with pytest.raises(TemplateError) as error:
         check_go(write_go(find_pieces(render, bos=""), with_start=True), render, start="")
-    assert "--template" in error.value.fix
+    assert "--template" in str(error.value.fix)
 
 
 def test_modelfile_has_format_system_stop_words_and_sampling(tmp_path):

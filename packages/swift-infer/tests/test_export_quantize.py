@@ -14,7 +14,6 @@ from swift_core.tasks.export_context import begin
 from swift_core.tasks.exporting import export
 from swift_core.templates.chat import build_template
 from swift_core.testing.tiny import make_tiny_model
-from swift_infer.export import quantize
 from swift_infer.export.perplexity import perplexity
 from swift_infer.export.rows import count_answers, read_rows
 from transformers import AutoModelForCausalLM
@@ -90,7 +89,7 @@ def test_bad_settings_are_refused(given, words):
 
 def test_a_missing_library_is_named_with_its_pip_line(model, rows, monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None if name == "llmcompressor" else found(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llmcompressor" else found(name))
     with pytest.raises(MissingDependencyError, match=r"swift-infer\[quant\]"):
         export(ExportConfig(**settings(model, rows, "gptq")))
 

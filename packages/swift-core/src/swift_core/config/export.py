@@ -92,13 +92,17 @@ def _assembled() -> type[_ExportConfig]:
     sections: dict[str, Any] = {}
     for spec in sorted(EXPORTS, key=lambda spec: spec.order):
         try:
-            kind = import_target(spec.options, needed_for=f"exports entry {spec.name!r}")
+            found: Any = import_target(spec.options, needed_for=f"exports entry {spec.name!r}")
         except Exception as error:  # noqa: BLE001  a stranger's module may fail in any way; `swift doctor` reports it
             report_broken(f"{spec.source}: swift.exports = {spec.name}", f"{type(error).__name__}: {error}")
             continue
-        names = set(section_settings(kind, section="")) if isinstance(kind, type) and issubclass(kind, ActionSection) else None
-        if names is None or names & taken:
-            why = "its options are no ActionSection" if names is None else f"its settings {sorted(names & taken)} have an owner already"
+        if not (isinstance(found, type) and issubclass(found, ActionSection)):
+            report_broken(f"{spec.source}: swift.exports = {spec.name}", "its options are no ActionSection")
+            continue
+        kind: type[ActionSection] = found
+        names = set(section_settings(kind, section=""))
+        if names & taken:
+            why = f"its settings {sorted(names & taken)} have an owner already"
             report_broken(f"{spec.source}: swift.exports = {spec.name}", why)
             continue
         taken |= names

@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 try:
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.awq import AWQModifier
-    from llmcompressor.pipelines.cache import IntermediatesCache
-    from loguru import logger
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme  # pyright: ignore[reportMissingImports]
+    from llmcompressor import oneshot  # pyright: ignore[reportMissingImports]
+    from llmcompressor.modifiers.gptq import GPTQModifier  # pyright: ignore[reportMissingImports]
+    from llmcompressor.modifiers.quantization import QuantizationModifier  # pyright: ignore[reportMissingImports]
+    from llmcompressor.modifiers.transform.awq import AWQModifier  # pyright: ignore[reportMissingImports]
+    from llmcompressor.pipelines.cache import IntermediatesCache  # pyright: ignore[reportMissingImports]
+    from loguru import logger  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "llmcompressor", needed_for="--quant_method", install="swift-infer[quant]") from error
 

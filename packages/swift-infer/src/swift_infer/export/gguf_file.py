@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import gguf
-import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from swift_core.config.training import short_name
@@ -151,7 +150,7 @@ def _kind(name: str, values: Tensor, wanted: _Type) -> GGMLQuantizationType:
     return kind if values.shape[-1] % block == 0 else _Kind.F16
 
 
-def _packed(values: Tensor, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+def _packed(values: Tensor, kind: GGMLQuantizationType) -> Any:
     return gguf.quants.quantize(values.numpy(), kind)
 
 
