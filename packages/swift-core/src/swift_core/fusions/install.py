@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from types import MethodType
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -91,8 +92,9 @@ def _equal(module: nn.Module, candidate: Forward) -> bool:
         generator = torch.Generator().manual_seed(0)
         given = torch.randn(2, 3, width, generator=generator).to(device, dtype)
         direction: torch.Tensor | None = None
+        own = cast(Forward, MethodType(cast(Any, type(module)).forward, module))
         found: list[list[torch.Tensor]] = []
-        for forward in (type(module).forward.__get__(module), candidate):
+        for forward in (own, candidate):
             rows = given.clone().requires_grad_()
             output = forward(rows)
             direction = torch.randn(output.shape, generator=generator).to(output) if direction is None else direction
