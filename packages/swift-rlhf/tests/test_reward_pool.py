@@ -186,8 +186,8 @@ def test_a_process_that_hangs_is_killed_and_the_next_sample_gets_a_new_one(tmp_p
         "    if completions[0] == 'raise': raise KeyError('k')\n"
         "    return [float(len(completions[0]))]\n"
     )
-    heavy = make_rewards([f"{path}:heavy"], timeout=1.0)[0]
-    heavy = Reward(name="heavy", function=heavy.function, reference=heavy.reference, timeout=1.0, process=True)
+    heavy = make_rewards([f"{path}:heavy"], timeout=2.0)[0]
+    heavy = Reward(name="heavy", function=heavy.function, reference=heavy.reference, timeout=2.0, process=True)
     with RewardPool([heavy], on_error="nan", processes=1) as pool:
         table = pool.score(samples("abc", "hang", "de", "die", "raise", "f"))
         assert table.values[:, 0].nan_to_num(-1).tolist() == [3, -1, 2, -1, -1, 1]

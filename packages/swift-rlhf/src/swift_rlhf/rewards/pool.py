@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import math
 import statistics
 import threading
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from swift_rlhf.rewards.functions import Reward, RewardSample, columns_for
 from swift_rlhf.rewards.processes import Workers
+from swift_rlhf.threads import in_thread
 
 OnError = Literal["fail", "nan"]
 
@@ -216,7 +216,7 @@ class RewardPool:
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
             values: Any = await asyncio.wait_for(function(texts, **columns), reward.timeout)  # pyright: ignore[reportArgumentType]
         else:
-            values = await asyncio.wait_for(_in_thread(lambda: function(texts, **columns)), reward.timeout)
+            values = await asyncio.wait_for(in_thread(lambda: function(texts, **columns)), reward.timeout)
         values = list(values)
         if len(values) != len(samples):
             raise TrainingError(f"it returned {len(values)} rewards for {len(samples)} samples", fix="return one for each, or None")
@@ -250,34 +250,6 @@ class RewardPool:
             message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
             what, fix = f"failed: {message}", getattr(error, "fix", None) or "mend the reward, or set --reward_on_error nan"
         raise TrainingError(f"reward {reward.name!r} at {where}: {what}", fix=fix) from error
-
-
-def _in_thread(call: Any) -> Awaitable[Any]:
-    # A thread of its own that does not keep the program alive: a function that hangs must not.
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        value, error = None, None
-        try:
-            value = call()
-        except StopIteration as stopped:  # a future cannot carry it
-            error = RuntimeError(f"StopIteration: {stopped}")
-        except Exception as raised:  # noqa: BLE001  handed to whoever waits
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-            loop.call_soon_threadsafe(settle, value, error)
-
-    threading.Thread(target=run, name="reward", daemon=True).start()
-    return future
 
 
 def _stats(column: _Column) -> RewardStats:
