@@ -296,7 +296,7 @@ class _Build:
         message = detail["msg"][:1].lower() + detail["msg"][1:]
         what = f"{given} is refused: {message}"
         fix = None
-        if setting.choices:
+        if setting.choices and detail["type"] != "value_error":
             near = nearest(str(detail["input"]), setting.choices, count=1)
             what = f"{given} is not allowed"
             fix = (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(setting.choices)}"

@@ -62,6 +62,13 @@ class TaskSection(Section):
         "reranker with a chat template: what relevant means; a row's system message takes its place",
     )
 
+    @field_validator("task_type", mode="before")
+    @classmethod
+    def _trained_here(cls, value: object) -> object:
+        if value in ("reward", "prm", "process_reward"):
+            raise ValueError("a reward model learns from pairs: use `swift rlhf --rlhf_type rm`")
+        return value
+
     @field_validator("mrl_dims")
     @classmethod
     def _positive(cls, value: dict[int, float]) -> dict[int, float]:

@@ -6,14 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from swift_core.batching.encode import Encoder
 from swift_core.batching.folders import MANIFEST, write_part
 from swift_core.config.export import ExportConfig
 from swift_core.data.sources import load_datasets
 from swift_core.errors import ConfigError, DataError, Problem
 from swift_core.hub.cache import partial_folder, publish
+from swift_core.models.config import load_config
 from swift_core.models.loading import load_tokenizer, max_model_length, resolve_model_folder
 from swift_core.tasks.console import indented
 from swift_core.templates.chat import build_template
@@ -31,11 +30,10 @@ def export_tokens(config: ExportConfig) -> Path:
         raise ConfigError([Problem("--output_dir", f"{target} exists and is not empty", "choose another folder, or delete it")])
     data = load_datasets(config.data, config.loading)
     folder = resolve_model_folder(config.loading)
-    remote = config.loading.trust_remote_code
-    tokenizer = load_tokenizer(folder, trust_remote_code=remote)
+    loading = config.loading
+    tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, new_special_tokens=loading.special_tokens)
     template = build_template(tokenizer, config.chat)
-    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=remote, local_files_only=True)
-    max_length = config.chat.max_length or max_model_length(model_config, tokenizer)
+    max_length = config.chat.max_length or max_model_length(load_config(loading, folder), tokenizer)
     policy = "fail" if config.data.on_bad_row == "fail" else "skip"
     encoder = Encoder(template, config.chat, max_length=max_length, on_bad_row=policy)
     lines = ["rows:", *indented(data.report.summary())]

@@ -15,6 +15,7 @@ from swift_core.protocols import EncodedSample, Message, Sample
 from swift_core.registry import TEMPLATES
 from swift_core.templates.agents.base import AgentFormat, load_agent
 from swift_core.templates.agents.turns import with_agent_turns
+from swift_core.templates.fallback import template_name
 from swift_core.templates.loss_scale import LossScale, Weighted, choose_messages, multiply
 from swift_core.templates.marked import Located, MarkedText
 from swift_core.templates.mask import (
@@ -455,7 +456,8 @@ def build_template(
             raise TemplateError(
                 f"--{clash} has no effect where texts are joined as they are", fix=f"remove --{clash} or --use_chat_template false"
             )
-    spec = TEMPLATES.get(section.template) if section.template else None
+    named = template_name(tokenizer, section)
+    spec = TEMPLATES.get(named) if named else None
     jinja = spec.jinja if spec else None
     if jinja is not None and spec is not None and spec.auto_bos and leading_bos(tokenizer):
         jinja = "{{- bos_token }}" + jinja

@@ -8,15 +8,17 @@ from enum import Enum
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
 
 from swift_core.batching.encode import encode_samples
 from swift_core.config.sections import TemplateSection
 from swift_core.config.training import TrainingConfig
 from swift_core.data.formats import to_sample
 from swift_core.errors import ConfigError, DataError, Problem
+from swift_core.models.processing import tokenizer_of
 from swift_core.protocols import EncodedSample, Sample, Tuner
 from swift_core.templates.chat import ChatTemplate, build_template
+from swift_core.templates.media import build_processor_template, is_multimodal
 from swift_core.train.trainer import Trainer
 
 
@@ -29,7 +31,8 @@ class Seq2SeqTrainer(Trainer):
         train_dataset: rows in any format of `--dataset` (dictionaries, a `datasets.Dataset`), samples with `input_ids` and
             `labels`, or `EncodedSample` objects.
         eval_dataset: rows to evaluate on.
-        tokenizer: renders rows and is saved with every checkpoint; `processing_class` is the same thing.
+        tokenizer: renders rows and is saved with every checkpoint; of a multimodal model its processor, so that rows may have
+            media. `processing_class` is the same thing.
         template: renders rows; default: the tokenizer's own chat template.
         tuner: knows how to save and restore the trained part; found from the model when not given.
         callbacks: `transformers.TrainerCallback` objects.
@@ -46,13 +49,17 @@ class Seq2SeqTrainer(Trainer):
         train_dataset: Iterable[Any] | None = None,
         eval_dataset: Iterable[Any] | None = None,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         template: ChatTemplate | None = None,
         tuner: Tuner | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        tokenizer = tokenizer or processing_class or (template.tokenizer if template is not None else None)
+        given = tokenizer or processing_class
+        processor = given or getattr(template, "processor", None)
+        if template is None and is_multimodal(given):
+            template = build_processor_template(given, TemplateSection())
+        tokenizer = tokenizer_of(given) if given is not None else template.tokenizer if template is not None else None
         settings = from_transformers(args) if isinstance(args, TrainingArguments) else args or TrainingConfig()
         super().__init__(
             model,
@@ -60,6 +67,7 @@ class Seq2SeqTrainer(Trainer):
             as_encoded(train_dataset, tokenizer, template, "train_dataset"),
             as_encoded(eval_dataset, tokenizer, template, "eval_dataset"),
             tokenizer=tokenizer,
+            processor=processor,
             tuner=tuner,
             callbacks=callbacks,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -114,11 +115,11 @@ class CausalLm:
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the summed cross-entropy in nats over the trained tokens."""
-        return self._scored_by(model)(batch).loss_sum
+        return self._scored_by(model)(with_dtype(batch, model)).loss_sum
 
     def measure(self, model: nn.Module, batch: Batch) -> tuple[float, int, float]:
         """Return summed loss, trained tokens and correct predictions."""
-        scores = self._scored_by(model)(batch, with_correct=True)
+        scores = self._scored_by(model)(with_dtype(batch, model), with_correct=True)
         correct = float(scores.correct) if scores.correct is not None else 0.0
         return float(scores.loss_sum), scores.trained_tokens, correct
 
@@ -135,3 +136,15 @@ class CausalLm:
         if self._scorer is None or self._scorer.model is not model:
             self._scorer = Scorer(model)
         return self._scorer
+
+
+def with_dtype(batch: Batch, model: nn.Module) -> Batch:
+    """Return a batch whose pictures and sounds have the number type of the model; sizes and times keep theirs."""
+    if not batch.model_inputs:
+        return batch
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
+    inputs = {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 1 else value
+        for name, value in batch.model_inputs.items()
+    }
+    return replace(batch, model_inputs=inputs)
