@@ -101,7 +101,7 @@ def test_what_is_no_pair(row, reason):
 
 def test_sft_refuses_pairs_and_prompts_take_them():
     row = {"prompt": "q", "chosen": "a", "rejected": "c"}
-    with pytest.raises(DataError, match=r"preference pair, not one conversation .*preference method"):
+    with pytest.raises(DataError, match=r"preference pair, not one conversation .*swift rlhf"):
         to_sample(row, "f:1")
     assert to_sample(row, "f:1", task="prompt").messages[0] == USER
     assert to_sample(row, "f:1", task=None).rejected is not None

@@ -44,7 +44,7 @@ class Columns:
         values: name -> value.
         raw: all columns, empty ones included.
         names: name -> its spelling in the file, for messages and for `Sample.extra`.
-        shown: all columns, for messages.
+        given: the row as it is, for messages.
         empty: names of those that hold nothing.
         task: what the row is for; None for anything.
         need_answer: whether the row must hold something to train.
@@ -54,7 +54,7 @@ class Columns:
     values: dict[str, Any]
     raw: dict[str, Any]
     names: dict[str, str]
-    shown: str
+    given: Mapping[str, Any]
     empty: frozenset[str]
     task: Task | None
     need_answer: bool
@@ -73,12 +73,17 @@ class Columns:
             values=present,
             raw={key: values[name] for key, name in names.items()},
             names=names,
-            shown=", ".join(repr(name) if not absent(value) else f"{name!r} (empty)" for name, value in values.items()),
+            given=values,
             empty=frozenset(key for key in names if key not in present),
             task=task,
             need_answer=need_answer and needs_answer(task),
             auto=auto,
         )
+
+    @property
+    def shown(self) -> str:
+        """Return all columns, for messages."""
+        return ", ".join(repr(name) if not absent(value) else f"{name!r} (empty)" for name, value in self.given.items())
 
     def first(self, aliases: tuple[str, ...]) -> str | None:
         """Return the first of some names that holds something."""

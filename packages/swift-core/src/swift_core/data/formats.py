@@ -152,8 +152,7 @@ def _sample(
 def _given(parts: _Parts, prefix: str, entry: int | None) -> Media:
     given: Media = {}
     for kind, names in COLUMNS.items():
-        with_prefix = (prefix + name for name in names if prefix + name in parts.row.values)
-        column = next(with_prefix, None) if prefix else parts.row.first(names)
+        column = next((prefix + name for name in names if prefix + name in parts.row.values), None) if prefix else parts.row.first(names)
         if column is None:
             continue
         value = _entry(parts, column, entry)
