@@ -2,7 +2,59 @@
 
 from __future__ import annotations
 
-from swift_core.specs import DatasetSpec, RewardSpec
+from dataclasses import dataclass
+
+from swift_core.specs import CommandSpec, DatasetSpec, RewardSpec, TaskSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlhfSpec(TaskSpec):
+    """An algorithm of `swift rlhf`; `target` is a function that takes the `RlhfConfig` and trains.
+
+    Attributes:
+        sections: fields of `RlhfConfig` with the settings it reads, besides those that `swift sft` has; others are refused.
+        beta: its usual `--beta`, or None where that has no meaning.
+        loss_types: values of `--loss_type`, the default first.
+        several_losses: whether several of them can be added up.
+        online: whether it trains on answers that the model writes during the run.
+        check: `module:function` that takes the config and returns the problems of its settings.
+        dry_run: `module:function` that `--dry_run` calls with the config.
+    """
+
+    sections: tuple[str, ...] = ()
+    beta: float | None = None
+    loss_types: tuple[str, ...] = ()
+    several_losses: bool = False
+    online: bool = False
+    check: str | None = None
+    dry_run: str | None = None
+
+
+COMMANDS = (
+    CommandSpec(
+        name="rlhf",
+        summary="align a model: GRPO, preferences, rewards",
+        target="swift_rlhf.cli:run",
+        config="swift_rlhf.config:RlhfConfig",
+        dry_run="swift_rlhf.cli:dry_run",
+        group="Alignment",
+        distributed=True,
+    ),
+)
+
+TASKS = (
+    RlhfSpec(
+        name="grpo",
+        summary="answers of the model itself, better ones made likelier than worse ones to the same prompt",
+        target="swift_rlhf.grpo.run:train",
+        sections=("sampling", "rewarding", "grpo"),
+        beta=0.04,
+        loss_types=(*("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "luspo", "cispo", "sapo", "vespo", "fipo", "gmpo", "real"),),
+        online=True,
+        check="swift_rlhf.config.grpo:grpo_problems",
+        dry_run="swift_rlhf.grpo.run:show",
+    ),
+)
 
 REWARDS = (
     RewardSpec(

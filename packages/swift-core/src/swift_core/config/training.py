@@ -131,7 +131,11 @@ class SftConfig(TrainingConfig):
     def check(self) -> list[Problem]:
         """Return the combinations that cannot work, each with its remedy."""
         own = [problem for rule in COMBINATIONS if (problem := rule(self)) is not None]
-        return [*own, *super().check(), *task_problems(self), *encoding_problems(self), *training_problems(self)]
+        return [*own, *super().check(), *self.task_problems(), *encoding_problems(self), *training_problems(self)]
+
+    def task_problems(self) -> list[Problem]:
+        """Return the settings of the task that cannot work."""
+        return task_problems(self)
 
 
 class PtConfig(SftConfig):
