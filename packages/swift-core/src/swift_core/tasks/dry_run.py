@@ -17,6 +17,7 @@ from swift_core.models.auto_class import auto_class
 from swift_core.models.config import load_config
 from swift_core.models.modules import freeze_parts
 from swift_core.protocols import EncodedSample
+from swift_core.registry import OPTIMIZERS
 from swift_core.scoring.head import CHUNK_ROWS
 from swift_core.tasks.sft import Prepared, prepare
 from swift_core.train.estimate import MemoryEstimate, estimate_memory
@@ -24,7 +25,6 @@ from swift_core.train.parallel import training_device
 from swift_core.train.tuning import load_tuner, weights_dtype
 
 _LOOKED_AT = 64
-_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adafactor": 0, "sgd": 0}
 
 
 def show(config: SftConfig) -> None:
@@ -85,6 +85,29 @@ def _estimate(config: SftConfig, prepared: Prepared, *, longest: int) -> MemoryE
         batch_size=config.training.per_device_train_batch_size,
         sequence=longest,
         checkpointing=device != "cpu" if checkpointing is None else checkpointing,
-        states_per_parameter=_STATES[config.optimization.optim],
+        states_per_parameter=_states(config),
+        projected_rank=_rank(config),
+        packed_bits=_bits(config),
         logit_rows=CHUNK_ROWS,
     )
+
+
+def _states(config: SftConfig) -> float:
+    return OPTIMIZERS.get(config.optimization.optim).states
+
+
+def _rank(config: SftConfig) -> int | None:
+    """Return the rank that an optimizer projects gradients to, or None where it takes them as they are."""
+    spec = OPTIMIZERS.get(config.optimization.optim)
+    if not spec.projects:
+        return None
+    if spec.family == "galore":
+        return config.memory.galore_rank
+    return config.memory.apollo_rank or (1 if spec.name == "apollo_mini" else 256)
+
+
+def _bits(config: SftConfig) -> int | None:
+    section = config.quantization
+    if section.quant_method is None:
+        return None
+    return 8 if section.bits == "float8" else int(section.bits)

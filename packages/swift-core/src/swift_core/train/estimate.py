@@ -72,8 +72,10 @@ def estimate_memory(
     batch_size: int,
     sequence: int,
     checkpointing: bool,
-    states_per_parameter: int,
+    states_per_parameter: float,
     logit_rows: int,
+    projected_rank: int | None = None,
+    packed_bits: int | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of a run from a prepared model, which may be on the meta device.
 
@@ -86,11 +88,19 @@ def estimate_memory(
         checkpointing: recompute layers in the backward pass.
         states_per_parameter: numbers the optimizer keeps for each trained parameter.
         logit_rows: rows of logits alive at a time.
+        projected_rank: rank to which the optimizer projects the gradients of matrices that are no embedding, or None.
+        packed_bits: bits of a number in packed matrices of the base model, or None.
     """
     element = dtype.itemsize
-    weights = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())
-    trained = sum(p.numel() * p.dtype.itemsize * (1 + states_per_parameter) for p in model.parameters() if p.requires_grad)
+    words = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    weights, trained = 0.0, 0.0
+    for p in model.parameters():
+        size, matrix = p.numel() * p.dtype.itemsize, p.ndim == 2 and id(p) not in words
+        weights += p.numel() * packed_bits / 8 if packed_bits and matrix and not p.requires_grad else size
+        if p.requires_grad:
+            share = min(1.0, projected_rank / min(p.shape)) if projected_rank and matrix else 1.0
+            trained += size * (1 + states_per_parameter * share)
     tokens = batch_size * sequence
     activations = activation_bytes(config, tokens=tokens, sequence=sequence, element=element, checkpointing=checkpointing)
     logits = 3 * min(logit_rows, tokens) * int(config.vocab_size) * 4
-    return MemoryEstimate(weights, trained, activations, logits)
+    return MemoryEstimate(int(weights), int(trained), activations, logits)
