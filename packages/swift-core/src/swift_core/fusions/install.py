@@ -107,10 +107,10 @@ def _equal(module: nn.Module, candidate: Forward) -> bool:
     finally:
         module.train(training)
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
-    return len(found[0]) == len(found[1]) and all(_near(*pair, tolerance) for pair in zip(*found, strict=True))
+    return len(found[0]) == len(found[1]) and all(_near(*pair, tolerance=tolerance) for pair in zip(*found, strict=True))
 
 
-def _near(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+def _near(one: torch.Tensor, other: torch.Tensor, *, tolerance: float) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     share = (one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-12)
