@@ -87,6 +87,7 @@ def measure(name: str, given: argparse.Namespace) -> list[str]:
         truncation_strategy="right",
         max_steps=given.steps,
         report_to=["none"],
+        torch_dtype="float32",
         **{**SETTINGS.get(tuner_type, {}), **VARIANTS.get(name, {})},
     )
     data = prepare(config)
@@ -104,8 +105,6 @@ def measure(name: str, given: argparse.Namespace) -> list[str]:
     expected = logits(model, batch)
     with tempfile.TemporaryDirectory() as folder:
         tuner.save(model, Path(folder))
-        del model, scorer
-        gc.collect()
         again = load_tuner(tuner_type).load(bare(config, data.folder), Path(folder), trainable=False)
         reloaded = distance(logits(again, batch), expected)
         merged = "-"

@@ -132,7 +132,9 @@ def expand(model: nn.Module, new: Sequence[int], *, check: bool) -> None:
 
 
 def _silenced(layer: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(layer)
+    # Configs stay shared: the model's attention is exchanged there, for all layers at once.
+    shared = {id(part.config): part.config for part in cast(Any, layer).modules() if hasattr(part, "config")}
+    twin = copy.deepcopy(layer, shared)
     found = [parameter for name, parameter in twin.named_parameters() if _OUTPUTS.search(name)]
     if not found:
         raise ModelError(f"it is not known where a {type(layer).__name__} writes its result", fix="use another tuner, such as lora")
