@@ -30,7 +30,7 @@ def test_a_family_with_one_prompt_format_lends_it_to_its_base_models(tmp_path, c
     tokenizer = without_template(tmp_path / "m", "Phi3ForCausalLM")
     made = build_template(tokenizer, TemplateSection())
     asked = made.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
-    assert asked.startswith("<|user|>\nHi<|end|>\n<|assistant|>") or "<|im_start|>user" in asked
+    assert asked == "<|user|>\nHi<|end|>\n<|assistant|>\n"
     assert "has no chat template: prompts are written as" in caplog.text
     assert tokenizer.chat_template
 

@@ -363,10 +363,11 @@ def _device(use_cpu: bool) -> torch.device:
 def _load_processor(folder: Path, loading: ModelSection) -> Any:
     """Return the processor or tokenizer of the model, with the tokenizer of the adapter in it where that has one."""
     source = _tokenizer_folder(folder, loading.adapters)
-    processor: Any = load_processor(folder, trust_remote_code=loading.trust_remote_code, model_type=loading.model_type)
+    remote, tokens = loading.trust_remote_code, loading.special_tokens
+    processor: Any = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=loading.model_type)
     if source == folder:
         return processor
-    tokenizer: Any = load_tokenizer(source, trust_remote_code=loading.trust_remote_code)
+    tokenizer: Any = load_tokenizer(source, trust_remote_code=remote, new_special_tokens=tokens)
     if not is_multimodal(processor):
         return tokenizer
     processor.tokenizer = tokenizer
