@@ -34,6 +34,11 @@ def test_a_default_system_message_and_one_folded_into_the_question_are_found():
     assert run_go(write_go(folded, with_start=True), CHAT) == "[INST] S\n\nU[/INST]"
 
 
+def test_a_bos_token_that_opens_every_turn_is_not_taken_for_a_start():
+    assert find_pieces(rendering(template="qwen2_5"), bos="<|im_start|>").start == ""
+    assert find_pieces(rendering(template="chatml"), bos="<|im_start|>").start == ""
+
+
 def test_a_go_template_that_says_something_else_is_refused():
     render = rendering(template="chatml")
     go = write_go(find_pieces(render, bos=""), with_start=True)

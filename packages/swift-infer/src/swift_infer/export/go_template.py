@@ -68,7 +68,9 @@ def find_pieces(render: Render, *, bos: str) -> Pieces:
     before, after, _ = _split(with_system, [_SYSTEM, _USER])
     plain = opened.removesuffix(user_before) if opened.endswith(user_before) else ""
     # What stands before the first question stands before the system message too, unless it is one that the template brings along.
-    start = plain if before.startswith(plain) else bos if bos and before.startswith(bos) else ""
+    # A bos token that opens every turn is no start.
+    own_bos = bos if bos and before.startswith(bos) and not user_before.startswith(bos) else ""
+    start = plain if before.startswith(plain) and plain else own_bos
     default = ""
     if opened == start + user_before and not after.endswith(user_before):
         return Pieces(start, None, (_without(before, start), after), user, answer, prompt, default)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import io
 import json
 import logging
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,7 +72,8 @@ def quantize_model(context: ExportContext, folder: Path) -> ExportResult:
         model = _load_bnb(source, options.bits)
         save: dict[str, Any] = {}
     else:
-        with quiet_stderr():  # it looks for accelerators and kernels, and says what it did not find
+        # It logs to the stdout that it finds when it is imported, and says which accelerators and kernels it did not find.
+        with quiet_stderr(), redirect_stdout(io.StringIO()):
             from swift_infer.export.compressor import quantize, save_options
         quantize(
             model, method, bits=options.bits, group_size=options.group_size, rows=rows.calibration, batch_size=options.quant_batch_size
