@@ -15,11 +15,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,16 +76,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--output", default="")
-    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        print("RESULT " + json.dumps(measure(options, CASES[options.child])), flush=True)
-        return
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        # Blocks from 64 KiB on come from the system and go back to it at once; the allocator reads this at its start only.
+        limits = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **limits})
+    import_libraries()
     names = [name.strip() for name in options.cases.split(";") if name.strip()] or list(CASES)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
-            result = in_child(name)
+            result = in_child(name, options)
             print(f"{name}: {result}", file=sys.stderr, flush=True)
             if result is not None:
                 found[name].append(result)
@@ -95,17 +96,28 @@ def main() -> None:
     print(table(found))
 
 
-def in_child(name: str) -> dict[str, float] | None:
-    """Run one case in a process of its own."""
-    # Blocks from 64 KiB on come from the system and go back to it at once.
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, *sys.argv, "--child", name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        print(done.stdout[-2000:] + done.stderr[-3000:], file=sys.stderr, flush=True)
-        return None
-    return json.loads(lines[-1].removeprefix("RESULT "))
+def import_libraries() -> None:
+    """Import what every case needs, once: a case is a fork of this process."""
+    import importlib
+
+    for name in ("swift_core.tasks.sft", "swift_core.train.trainer", "swift_tuners.methods.lora", "swift_tuners.optimizers.galore"):
+        importlib.import_module(name)
+
+
+def in_child(name: str, options: argparse.Namespace) -> dict[str, float] | None:
+    """Run one case in a process of its own; None when it fails."""
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as answer:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                Path(answer.name).write_text(json.dumps(measure(options, CASES[name])), encoding="utf-8")
+                status = 0
+            except BaseException:  # noqa: BLE001  a child must not go on as its parent
+                traceback.print_exc()
+            os._exit(status)
+        _, status = os.waitpid(child, 0)
+        return json.loads(Path(answer.name).read_text(encoding="utf-8")) if status == 0 else None
 
 
 def measure(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, float]:
