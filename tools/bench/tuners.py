@@ -29,6 +29,8 @@ from swift_core.train.tuning import FollowsSteps, RunStart, StartsWithData, load
 from swift_tuners import Swift
 
 RATES = {
+    "lora: OLoRA": 5e-5,
+    "lora: LoRA-GA": 5e-5,
     "full": 2e-5, "prompt_tuning": 3e-2, "prefix_tuning": 1e-2, "p_tuning": 1e-3, "ia3": 3e-2, "vera": 2e-2, "fourierft": 1e-2, "oft": 5e-4,
     "boft": 2e-3, "reft": 1e-2, "llamapro": 1e-4, "miss": 2e-4, "longlora": 2e-4,
 }  # fmt: skip
@@ -101,7 +103,7 @@ def measure(name: str, given: argparse.Namespace) -> list[str]:
     if isinstance(tuner, StartsWithData):
         tuner.start(model, RunStart(given.steps, config.tuner.options, batches, lambda _, batch: scorer(batch).loss_sum, False))
     batch = collate(samples, pad_token_id=pad, packed=True)
-    trained, losses = train(model, tuner, scorer, batch, config, rate=RATES.get(tuner_type, 1e-3), steps=given.steps)
+    trained, losses = train(model, tuner, scorer, batch, config, rate=RATES.get(name, RATES.get(tuner_type, 5e-4)), steps=given.steps)
     expected = logits(model, batch)
     with tempfile.TemporaryDirectory() as folder:
         tuner.save(model, Path(folder))

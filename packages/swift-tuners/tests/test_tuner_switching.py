@@ -185,6 +185,26 @@ def test_lora_ga_starts_along_the_gradient_and_is_saved_for_the_base_as_it_was(t
     assert all(torch.equal(one, two) for one, two in zip(trainable(model), trainable(resumed), strict=True))
 
 
+def test_eva_shares_out_the_ranks_and_refuses_too_few_tokens(tmp_path: Path) -> None:
+    from swift_core.batching.collate import collate
+    from swift_core.protocols import EncodedSample
+
+    samples = [EncodedSample(row, row) for row in IDS.tolist()]
+    options = LoraOptions(init_weights="eva", lora_rank=2, eva_rho=1.0)
+    for count in (2, 0):
+        tuner = LoraTuner()
+        model = tuner.prepare(base(), options)
+        run = RunStart(
+            4, options, lambda size, length, count=count: iter([collate(samples, pad_token_id=0)] * count), lambda *_: IDS, False
+        )
+        if count:
+            tuner.start(model, run)
+            assert torch.allclose(logits(model), logits(base()), atol=1e-5)
+            continue
+        with pytest.raises(ModelError, match="eva"):
+            tuner.start(model, run)
+
+
 def trainable(model: Any) -> list[torch.Tensor]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 

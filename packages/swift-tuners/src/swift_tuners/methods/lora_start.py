@@ -135,7 +135,15 @@ def await_start(model: nn.Module) -> None:
 
 def start_from_activations(model: nn.Module, options: LoraOptions, run: RunStart) -> None:
     """Set the input matrices to the main directions of the layers' inputs and share out the ranks by them (EVA), in place."""
-    batches = [_inputs(batch) for batch in _first(run.batches(4, None), options.eva_samples // 4 + 1)]
+    found = [_inputs(batch) for batch in _first(run.batches(8, None), -(-options.eva_samples // 8))]
+    needed = int(options.eva_rho * options.lora_rank)
+    # PEFT passes over smaller batches, and would wait for ever where there is no other.
+    batches = [batch for batch in found if int((batch["labels"] != -100).sum()) >= max(needed, 1)]
+    if not batches:
+        raise ModelError(
+            f"--init_weights eva needs 8 samples with {needed} trained tokens together, and there are none",
+            fix="give more samples, lower --lora_rank or --eva_rho, or --init_weights true",
+        )
     dtypes = {name: layer.lora_A[_ADAPTER].weight.dtype for name, layer in lora_layers(model).items()}
     training = model.training
     model.eval()
