@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import nn
@@ -79,6 +79,35 @@ class Task(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write what inference needs to know besides weights and tokenizer into a folder of a checkpoint."""
+        ...
+
+
+@runtime_checkable
+class ActsInSteps(Protocol):
+    """A task that needs to know a whole optimizer step: statistics over it, a reference model that follows, running means."""
+
+    def begin_step(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        """Look at this rank's micro-batches before the first of them is scored, and write into them what they need.
+
+        Called on all ranks at once, so it may communicate; the batches are not on the device yet.
+        """
+        ...
+
+    def end_step(self, model: nn.Module, step: int) -> None:
+        """Act after the update of step 1, 2, ...; called on all ranks at once."""
+        ...
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A task with a state that a resumed run goes on from."""
+
+    def save_state(self, folder: Path) -> None:
+        """Write it into a folder of a checkpoint; the state is the same on all ranks."""
+        ...
+
+    def load_state(self, folder: Path) -> None:
+        """Take it from a folder of a checkpoint."""
         ...
 
 

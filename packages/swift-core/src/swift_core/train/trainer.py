@@ -43,7 +43,7 @@ from swift_core.train.state import (
     rng_file,
     save_optimization,
 )
-from swift_core.train.task import CausalLm, Task
+from swift_core.train.task import ActsInSteps, CausalLm, KeepsState, Task
 from swift_core.train.tuning import FollowsSteps, saver_for, start_tuner, tuner_rates
 
 PROGRESS = "progress.json"
@@ -225,6 +225,9 @@ class Trainer:
         """Do one optimizer step; returns the gradient norm and the stop signal that any rank has received."""
         accelerator = self.world.accelerator
         losses: list[float] = []
+        if isinstance(self.task, ActsInSteps):
+            with accelerator.autocast():
+                self.task.begin_step(self.model, batches.micros)
         for number, batch in enumerate(batches.micros):
             last = number == len(batches.micros) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
@@ -244,6 +247,8 @@ class Trainer:
         self.optimizer.step()
         if isinstance(self.tuner, FollowsSteps):
             self.tuner.after_step(self.model, self.state.global_step + 1)
+        if isinstance(self.task, ActsInSteps):
+            self.task.end_step(self.model, self.state.global_step + 1)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.add(loss_sum=loss_sum, trained_tokens=batches.trained_tokens, tokens=batches.tokens, samples=batches.samples)
@@ -405,6 +410,8 @@ class Trainer:
         if self.args.saving.save_only_model:
             return
         save_optimization(folder, self.optimizer, self.scheduler)
+        if isinstance(self.task, KeepsState):
+            self.task.save_state(folder)
         (folder / PROGRESS).write_text(json.dumps({**self.progress.saved(), "world_size": self.world.size}), encoding="utf-8")
         if self.feed is not None:
             (folder / STREAM).write_text(json.dumps(self.feed.state_dict()), encoding="utf-8")
@@ -444,6 +451,8 @@ class Trainer:
             )
         if self.feed is not None:
             self.feed.load_state_dict(json.loads((folder / STREAM).read_text(encoding="utf-8")))
+        if isinstance(self.task, KeepsState):
+            self.task.load_state(folder)
         restore_rng(load_tensors(folder / rng_file(self.world.rank)))
 
     def _step_of_last_checkpoint(self) -> int:
