@@ -18,9 +18,9 @@ from swift_core.train.aside import check_target, written_aside
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swift_tuners import adapters
 from swift_tuners.api import Swift
 from swift_tuners.config import MergeConfig
+from swift_tuners.folders import tuner_of_folder
 from swift_tuners.merge.folder import tokenizer_source, write_args, write_report
 from swift_tuners.merge.sources import Sources, find_sources
 
@@ -110,7 +110,8 @@ def _merge_in_memory(
             fix="add --model with the model that was quantised",
         )
     without = logits_of(base, inputs)
-    adapted = adapters.load(base, sources.adapter, trainable=False)
+    # By its tuner: one may keep trained weights beside the adapter.
+    adapted = tuner_of_folder(sources.adapter).load(base, sources.adapter, trainable=False)
     unmerged = logits_of(adapted, inputs)
     model = cast(PreTrainedModel, Swift.merge_and_unload(adapted))
     expected = logits_of(model, inputs)
