@@ -67,3 +67,12 @@ class Layout:
             for offset in [sum(end - start for start, end in self.before(number))]
             for position in range(offset, offset + length)
         ]
+
+    def predecessors(self) -> list[int]:
+        """Return for every token the place in the row of the token before it in its own sample, -1 where there is none."""
+        found = list(range(-1, self.tokens - 1))
+        for number in range(len(self.lengths)):
+            if self.lengths[number]:
+                before = [span for span in self.before(number) if span[0] < span[1]]
+                found[self._starts[number]] = before[-1][1] - 1 if before else -1
+        return found

@@ -14,7 +14,8 @@ from swift_core.batching.collate import IGNORED, Batch
 from swift_core.errors import ModelError
 from swift_core.scoring.attention import NAME, SAMPLEWISE, packed, set_text_attention, text_attention
 from swift_core.scoring.head import chunked_cross_entropy, count_correct
-from swift_core.scoring.linear_head import linear_cross_entropy, plain_weight
+from swift_core.scoring.linear_head import linear_cross_entropy, linear_logps, plain_weight
+from swift_core.scoring.token_logps import TokenLogps, chunked_logps
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,44 @@ class Scorer:
         losses = F.cross_entropy(logits, targets[rows], reduction="none")
         loss = (losses if weights is None else losses * weights).sum() if count else logits.sum() * 0
         return Scores(loss, count, (logits.argmax(-1) == targets[rows]).sum() if with_correct else None)
+
+    def logps(self, batch: Batch, *, temperature: float = 1.0, entropy: bool = False) -> TokenLogps:
+        """Return the log-probability of each labelled token, row by row or segment by segment.
+
+        A segment may continue another: its first token is predicted by the last token of what it continues. Where the model cannot
+        run such rows, the batch's `samples` are run as padded rows; they must have the same labelled tokens in the same order.
+
+        Args:
+            batch: tokens labelled -100 are left out; `loss_scale` is not looked at.
+            temperature: divides the logits.
+            entropy: whether to return the entropy of each distribution as well, without gradient.
+
+        Raises:
+            ModelError: when the model yields no logits.
+        """
+        self._choose(batch)
+        if batch.segments is not None and not self._packs:
+            batch = batch.padded()
+        at = (batch.labels != IGNORED).nonzero(as_tuple=True)
+        targets = batch.labels[at]
+        layout = batch.layout
+        before = at[1] - 1 if layout is None else torch.tensor(layout.predecessors(), device=at[1].device)[at[1]]
+        if not self._split:
+            logits = self._own_logits(batch)[at[0], before]
+            return chunked_logps(logits, targets, lambda rows: rows, temperature=temperature, entropy=entropy)
+        hidden = self._hidden(batch)[at[0], before]
+        weight = self._plain_weight(hidden)
+        if weight is not None and not entropy:
+            return TokenLogps(linear_logps(hidden if temperature == 1 else hidden / temperature, targets, weight))
+        return chunked_logps(hidden, targets, self._logits, temperature=temperature, entropy=entropy)
+
+    def causal_lm(self) -> Any:
+        """Return the language model inside the wrappers of adapters, whose layers stay in it."""
+        return self._causal_lm()
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits `[..., vocab]` of last hidden states `[..., dim]`."""
+        return self._logits(hidden)
 
     # ---- choosing the path -----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from swift_core.config.training import SftConfig, TrainingConfig
 from swift_core.errors import ConfigError, Problem
 from swift_core.protocols import EncodedSample
 from swift_core.train.parallel import World
-from swift_core.train.task import Task
+from swift_core.train.task import CountsAnswers, Task
 
 # On two CPU cores a forward pass of this many tokens keeps the matrix products busy and the activations of 30 layers in 1 GB.
 CPU_TOKENS = 1024
@@ -37,7 +37,7 @@ def make_packs(args: TrainingConfig, task: Task, samples: Sequence[EncodedSample
 
 
 def count_units(args: TrainingConfig, samples: Sequence[EncodedSample] | Stream, packs: Sequence[Sequence[int]] | None) -> int:
-    """Return the samples or packs of the data set; a stream counts as one epoch of `--max_steps`.
+    """Return the samples or packs of the data set; a stream counts as one epoch of `--max_steps`, or says it itself.
 
     Raises:
         ConfigError: when a stream has no last step.
@@ -46,6 +46,9 @@ def count_units(args: TrainingConfig, samples: Sequence[EncodedSample] | Stream,
         return len(packs)
     if isinstance(samples, Sequence):
         return len(samples)
+    known = getattr(samples, "samples_per_epoch", None)
+    if known is not None:
+        return int(known)
     if args.training.max_steps <= 0:
         raise ConfigError([Problem("--streaming", "a stream has no end", "add --max_steps 1000")])
     per_device = args.training.per_device_train_batch_size * (args.training.gradient_accumulation_steps or 1)
@@ -109,9 +112,9 @@ def make_shape(args: TrainingConfig, task: Task, world: World, units: int) -> Pl
         budget = training.per_device_train_batch_size * (_pack_length(args) or CPU_TOKENS)
     return PlanShape(
         num_samples=units,
-        batch_size=training.per_device_train_batch_size,
+        batch_size=training.per_device_train_batch_size // (task.answers if isinstance(task, CountsAnswers) else 1),
         accumulation=training.gradient_accumulation_steps or 1,
-        world_size=world.size,
+        world_size=world.data_size,
         seed=training.seed,
         shuffle=training.train_dataloader_shuffle,
         group_by_length=training.group_by_length,

@@ -83,6 +83,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class LogsValues(Protocol):
+    """A task with more to log than its loss."""
+
+    def log_values(self) -> dict[str, float]:
+        """Return what has been found since the last call; called on all ranks at once, so it may communicate."""
+        ...
+
+
+@runtime_checkable
 class ActsInSteps(Protocol):
     """A task that needs to know a whole optimizer step: statistics over it, a reference model that follows, running means."""
 
@@ -109,6 +118,17 @@ class KeepsState(Protocol):
     def load_state(self, folder: Path) -> None:
         """Take it from a folder of a checkpoint."""
         ...
+
+
+@runtime_checkable
+class CountsAnswers(Protocol):
+    """A task whose samples hold several of what `--per_device_train_batch_size` counts.
+
+    Attributes:
+        answers: how many; the batch size is a multiple of it.
+    """
+
+    answers: int
 
 
 class CausalLm:

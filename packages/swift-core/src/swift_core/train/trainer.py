@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +27,13 @@ from swift_core.train.checkpoint import clean, rotate, write_checkpoint
 from swift_core.train.dealing import count_units, make_feed, make_packs, make_shape
 from swift_core.train.methods import Methods, method_callbacks
 from swift_core.train.module import LossModule
-from swift_core.train.optim import clip_gradients, evaluated_weights, make_optimizer, make_scheduler, set_training, warmup_steps
+from swift_core.train.optim import evaluated_weights, make_optimizer, make_scheduler, set_training, warmup_steps
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world
 from swift_core.train.progress import Progress
 from swift_core.train.report import LOG_FILE, Report, duration, peak_memory_gib, read_log
 from swift_core.train.rundir import RunLock, find_resume_checkpoint, new_run_dir
+from swift_core.train.sharding.choose import make_engine
 from swift_core.train.signals import StopSignals
 from swift_core.train.state import (
     STATE,
@@ -43,8 +45,9 @@ from swift_core.train.state import (
     rng_file,
     save_optimization,
 )
-from swift_core.train.task import ActsInSteps, CausalLm, KeepsState, Task
+from swift_core.train.task import ActsInSteps, CausalLm, KeepsState, LogsValues, Task
 from swift_core.train.tuning import FollowsSteps, saver_for, start_tuner, tuner_rates
+from swift_core.train.utilisation import Utilisation, occupancy
 
 PROGRESS = "progress.json"
 STREAM = "stream.json"
@@ -91,7 +94,7 @@ class Trainer:
         self.processor = processor
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset or []
-        self.world = world or make_world(args.launch, bf16=bool(args.training.bf16))
+        self.world = world or make_world(args)
         self.tuner = tuner or saver_for(model)
         self.task: Task = task or CausalLm(packs=args.training.padding_free is not False)
         self.packs = make_packs(args, self.task, train_dataset) if isinstance(train_dataset, Sequence) else None
@@ -101,12 +104,16 @@ class Trainer:
         self.total_steps = args.training.max_steps if args.training.max_steps > 0 else math.ceil(epochs * self.shape.steps_per_epoch - 1e-9)
         if args.optimization.learning_rate is None:
             args.derive("learning_rate", 1e-4 if hasattr(model, "peft_config") else 1e-5, "derived: from the kind of tuning")
-        self.methods = Methods(model, args, self.tuner, self.world.device)
+        self.engine = make_engine(args, self.world)
+        # Where weights are spread, reading them past their modules would find a part of them; the table refuses --fuse_layers there.
+        self.methods = Methods(model, args, self.tuner, self.world.device, whole=not self.engine.in_step)
         self.model.to(self.world.device)
         start_tuner(self.tuner, self.model, args, self.task, train_dataset, total_steps=self.total_steps, pad_token_id=self._pad_token_id())
         if processor is not None and processor is not tokenizer and self.world.accelerator.ddp_handler is not None:
             # Some vision towers have layers that their output does not pass; ranks must not wait for their gradient.
             self.world.accelerator.ddp_handler.find_unused_parameters = True
+        module = LossModule(self.model, self.task, self.methods.activations)
+        self.engine.shard(module)
         self.optimizer = make_optimizer(
             self.model,
             args.optimization,
@@ -115,12 +122,13 @@ class Trainer:
             warmup=warmup_steps(args.optimization, self.total_steps),
             rates=tuner_rates(self.tuner, self.model, args),
         )
-        self.module = cast(LossModule, self.world.accelerator.prepare_model(LossModule(self.model, self.task, self.methods.activations)))
+        self.module = self.engine.wrap(module, self.optimizer)
         self.scheduler = make_scheduler(self.optimizer, args.optimization, self.total_steps)
         self.state = TrainerState(max_steps=self.total_steps, num_train_epochs=math.ceil(self.total_steps / self.shape.steps_per_epoch))
         self.state.is_world_process_zero = self.world.is_main
         self.state.is_local_process_zero = self.world.accelerator.is_local_main_process
         self.progress = Progress()
+        self.utilisation = Utilisation(self.model, self.world.device, processes=self.world.size)
         self.callbacks = Callbacks(
             [*method_callbacks(args), *load_callbacks(args.training.callbacks), *callbacks],
             args,
@@ -159,7 +167,7 @@ class Trainer:
                 clean(self.run_dir)
                 self._write_args(self.run_dir)
             self.world.wait()
-            set_seed(self.args.training.seed + self.world.rank)
+            set_seed(self.args.training.seed + self.world.data_rank)
             if checkpoint is not None:
                 self._resume(checkpoint)
             self._report = Report(
@@ -195,7 +203,7 @@ class Trainer:
             self._evaluate_and_log()
         self.module.train()
         set_training(self.optimizer, True)
-        for batches in self._batches():
+        for batches in self.progress.timed(self._batches()):
             if self.state.global_step % self.shape.steps_per_epoch == 0:
                 self.callbacks.call("on_epoch_begin")
             self.callbacks.call("on_step_begin")
@@ -213,7 +221,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[StepBatches]:
         task = self.task
-        dealer = Dealer(self.shape, self.world.rank, self._pad_token_id(), task.collate, task.weight, task.length)
+        dealer = Dealer(self.shape, self.world.data_rank, self._pad_token_id(), task.collate, task.weight, task.length)
         start, stop = self.state.global_step, self.total_steps
         if self.feed is not None:
             return self.feed.steps(dealer, start=start, stop=stop)
@@ -223,34 +231,36 @@ class Trainer:
 
     def _step(self, batches: StepBatches, signals: StopSignals) -> tuple[float, int]:
         """Do one optimizer step; returns the gradient norm and the stop signal that any rank has received."""
-        accelerator = self.world.accelerator
+        engine = self.engine
         losses: list[float] = []
         if isinstance(self.task, ActsInSteps):
-            with accelerator.autocast():
+            with self.world.accelerator.autocast():
                 self.task.begin_step(self.model, batches.micros)
         for number, batch in enumerate(batches.micros):
             last = number == len(batches.micros) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
+            with engine.accumulating(self.module, last=last):
                 loss = self.module(batch.to(self.world.device))
+                self.progress.slots(*occupancy(batch))
                 # Ranks average their gradients; the loss is a mean over the trained tokens of all of them.
-                accelerator.backward(loss * (self.world.size / max(batches.trained_tokens, 1)))
+                engine.backward(loss * (self.world.data_size / max(batches.trained_tokens, 1)))
             losses.append(float(loss.detach()))
         received = [float(signals.received == number) for number in (signal.SIGTERM, signal.SIGINT)]
-        loss_sum, terminated, interrupted = self.world.sum(sum(losses), *received)
+        # Ranks that share their samples count once.
+        loss_sum, terminated, interrupted = self.world.sum(sum(losses) * self.world.data_size / self.world.size, *received)
         if not math.isfinite(loss_sum):
             self._refuse_step("loss", losses, batches)
         if isinstance(self.tuner, FollowsSteps):
             self.tuner.before_step(self.model, self.state.global_step + 1)
-        grad_norm = clip_gradients(self.world, self.model, self.optimizer, self.args.optimization.max_grad_norm)
+        grad_norm = engine.clip(self.model, self.optimizer, self.args.optimization.max_grad_norm)
         if not math.isfinite(grad_norm):
             self._refuse_step("gradient", losses, batches)
-        self.optimizer.step()
+        engine.step(self.optimizer)
         if isinstance(self.tuner, FollowsSteps):
             self.tuner.after_step(self.model, self.state.global_step + 1)
         if isinstance(self.task, ActsInSteps):
             self.task.end_step(self.model, self.state.global_step + 1)
         self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        engine.zero_grad(self.optimizer)
         self.progress.add(loss_sum=loss_sum, trained_tokens=batches.trained_tokens, tokens=batches.tokens, samples=batches.samples)
         return grad_norm, signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
 
@@ -291,6 +301,7 @@ class Trainer:
         eta = self.progress.eta(self.total_steps - self.state.global_step)
         return {
             **self.progress.window(),
+            **(self.task.log_values() if isinstance(self.task, LogsValues) else {}),
             "grad_norm": grad_norm,
             "learning_rate": self.scheduler.get_last_lr()[0],
             f"trained_{self.task.unit}": self.progress.trained_tokens,
@@ -329,7 +340,7 @@ class Trainer:
         """
         if not self.eval_dataset:
             raise DataError("there are no samples to evaluate on", fix="add --val_dataset FILE or --split_dataset_ratio 0.05")
-        module = cast(LossModule, self.world.accelerator.unwrap_model(self.module))
+        module, world = self.module, self.world
         started = time.monotonic()
         was_training = module.training
         module.eval()
@@ -338,15 +349,19 @@ class Trainer:
             for batch in eval_batches(
                 self.eval_dataset,
                 batch_size=self.args.training.per_device_eval_batch_size,
-                rank=self.world.rank,
-                world_size=self.world.size,
+                rank=world.data_rank,
+                world_size=world.data_size,
                 pad_token_id=self._pad_token_id(),
                 make_batch=self.task.collate,
                 measure=self.task.length,
+                in_step=self.engine.in_step,
             ):
-                parts.append(module.measure(batch.to(self.world.device)))
+                found = self.engine.measure(module, batch.to(world.device))
+                if not self.engine.in_step or batch.origins:  # a batch without samples keeps this rank in step with the others
+                    parts.append(found)
         module.train(was_training)
-        metrics = self.task.metrics([part for of_rank in self.world.gather(parts) for part in of_rank])
+        of_ranks = world.gather(parts)[:: world.size // world.data_size]
+        metrics = self.task.metrics([part for of_rank in of_ranks for part in of_rank])
         elapsed = time.monotonic() - started
         return {
             **{f"eval_{name}": value for name, value in metrics.items()},
@@ -392,9 +407,12 @@ class Trainer:
         best_now = self.state.best_global_step == self.state.global_step and self.state.best_metric is not None
         if best_now:
             self.state.best_model_checkpoint = str(self.run_dir / f"checkpoint-{self.state.global_step}")
+        optimizer_state = {} if self.args.saving.save_only_model else self.engine.optimizer_state(self.optimizer)
+        with evaluated_weights(self.optimizer), self.engine.saving(self.model):
+            if self.world.is_main:
+                write = partial(self._write, generators=generators, optimizer_state=optimizer_state)
+                folder = write_checkpoint(self.run_dir, self.state.global_step, write)
         if self.world.is_main:
-            with evaluated_weights(self.optimizer):
-                folder = write_checkpoint(self.run_dir, self.state.global_step, lambda aside: self._write(aside, generators))
             best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
             rotate(self.run_dir, keep=self.args.saving.save_total_limit, best=best)
             self._say(f"saved {folder}")
@@ -404,12 +422,12 @@ class Trainer:
         self._plot()
         self.progress.pause(time.monotonic() - started)
 
-    def _write(self, folder: Path, generators: list[dict[str, Any]]) -> None:
+    def _write(self, folder: Path, generators: list[dict[str, Any]], optimizer_state: dict[str, Any]) -> None:
         self.save_model(folder)
         self.state.save_to_json(str(folder / STATE))
         if self.args.saving.save_only_model:
             return
-        save_optimization(folder, self.optimizer, self.scheduler)
+        save_optimization(folder, optimizer_state, self.scheduler)
         if isinstance(self.task, KeepsState):
             self.task.save_state(folder)
         (folder / PROGRESS).write_text(json.dumps({**self.progress.saved(), "world_size": self.world.size}), encoding="utf-8")
@@ -427,8 +445,9 @@ class Trainer:
         (folder / ARGS_FILE).write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
 
     def _resume(self, folder: Path) -> None:
-        self.tuner.restore(self.model, folder)
-        load_optimization(folder, self.optimizer, self.scheduler)
+        with self.engine.restoring(self.model):
+            self.tuner.restore(self.model, folder)
+        load_optimization(folder, partial(self.engine.load_optimizer_state, self.optimizer), self.scheduler)
         saved = load_trainer_state(folder)
         if saved.global_step >= self.total_steps:
             raise TrainingError(
@@ -473,7 +492,8 @@ class Trainer:
         self.methods.release()
         best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
         if self.args.saving.load_best_model_at_end and best is not None and best != self._last_checkpoint:
-            self.tuner.restore(self.model, best)
+            with self.engine.restoring(self.model):
+                self.tuner.restore(self.model, best)
         self._plot()
         seconds = self.progress.elapsed
         metrics = {
