@@ -1,0 +1,33 @@
+"""What a run asks for answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from swift_rlhf.rollout.episodes import Generation
+from swift_rlhf.rollout.play import TurnRequest
+from swift_rlhf.rollout.sampling import Sampling
+
+
+class RolloutEngine(Protocol):
+    """Writes answers with the weights that are being trained: token ids in, token ids and log-probabilities out."""
+
+    def generate(self, requests: Sequence[TurnRequest], sampling: Sampling, *, seed: int, version: int) -> list[Generation]:
+        """Return one answer for each request, in order; requests with the same prompt may share its computation.
+
+        Args:
+            requests: prompts and how many tokens an answer may have.
+            sampling: how tokens are drawn.
+            seed: decides what is drawn: the same requests, weights and seed give the same answers.
+            version: of the weights, written into the answers.
+        """
+        ...
+
+    def update(self, version: int) -> None:
+        """Take over the weights as they are now; called before answers of a new version are asked for."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
