@@ -32,6 +32,12 @@ COMMANDS = (
         group="Export",
     ),
     CommandSpec(
+        name="rerun",
+        summary="start the run of a folder once more: `swift rerun RUN_DIR --learning_rate 2e-5`",
+        target="swift_core.cli.rerun:main",
+        group="Training",
+    ),
+    CommandSpec(
         name="data",
         summary="look at data as training sees it: `swift data preview`",
         target="swift_core.cli.data:main",

@@ -298,18 +298,22 @@ class CheckpointSection(Section):
     metric_for_best_model: str = option("eval_loss", "metric that names the best checkpoint")
     greater_is_better: bool | None = option(None, "whether a larger metric is better; default: false for names that end in loss or mse")
     load_best_model_at_end: bool = option(False, "put the best weights back when training ends")
+    early_stop_interval: int | None = option(
+        None, "end training after this many evaluations in a row without a better --metric_for_best_model", ge=1
+    )
 
 
 class ReportSection(Section):
     """Reporting options."""
 
-    report_to: list[Literal["tensorboard", "none"]] = option(
+    report_to: list[Literal["tensorboard", "wandb", "swanlab", "none"]] = option(
         ["tensorboard"], "trackers; logging.jsonl and the loss plot are always written"
     )
     logging_steps: int = option(5, "steps between log lines", basic=True, ge=1)
     logging_first_step: bool = option(True, "log the first step as well")
     logging_dir: str | None = option(None, "folder of the TensorBoard files; default: runs in the run folder")
     run_name: str | None = option(None, "name of the run in trackers")
+    tracker_project: str | None = option(None, "project in Weights & Biases or SwanLab; default: swift")
     disable_tqdm: bool = option(False, "print log lines only, no progress bar")
 
 

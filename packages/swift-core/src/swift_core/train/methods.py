@@ -18,6 +18,8 @@ from swift_core.models.quantization import keep_differentiable
 from swift_core.protocols import Tuner
 from swift_core.registry import CALLBACKS, FUSIONS
 from swift_core.train.checkpointing import enable_checkpointing
+from swift_core.train.early_stopping import EarlyStopping
+from swift_core.train.health import HealthWatch
 from swift_core.train.noise import add_embedding_noise
 from swift_core.train.offload import OffloadedActivations, no_offloading, offloading
 from swift_core.train.tuning import check_checkpointing
@@ -31,6 +33,7 @@ class Methods:
         args: settings of the run.
         tuner: the tuner, which may not go with checkpointing.
         device: where the model will run.
+        whole: whether each process holds whole weights, which fused layers read past the modules that own them.
 
     Attributes:
         activations: context of each forward pass.
@@ -41,12 +44,12 @@ class Methods:
         MissingDependencyError: when a method's library is not installed.
     """
 
-    def __init__(self, model: nn.Module, args: TrainingConfig, tuner: Tuner, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, args: TrainingConfig, tuner: Tuner, device: torch.device, *, whole: bool = True) -> None:
         training = args.training
         keep_differentiable(model)
         if training.use_liger_kernel:
             use_liger(model, device=device.type)
-        self._fused = self._fuse(model, training.fuse_layers, device)
+        self._fused = self._fuse(model, training.fuse_layers if whole else False, device)
         able = hasattr(model, "gradient_checkpointing_enable")
         asked = training.gradient_checkpointing
         settings = ("gradient_checkpointing_policy", "vit_gradient_checkpointing")
@@ -80,9 +83,15 @@ class Methods:
 
 
 def method_callbacks(args: TrainingConfig) -> list[TrainerCallback]:
-    """Return the callbacks of methods that act between steps.
+    """Return the callbacks of methods that act between steps, and of what watches over the run.
 
     Raises:
         RegistryError: when a method's package is not installed, with the line that installs it.
     """
-    return [CALLBACKS.load("lisa")()] if args.memory.lisa_activated_layers else []
+    found: list[TrainerCallback] = [HealthWatch()]
+    if args.memory.lisa_activated_layers:
+        found.append(CALLBACKS.load("lisa")())
+    patience, saving = args.saving.early_stop_interval, args.saving
+    if patience is not None:
+        found.append(EarlyStopping(patience, saving.metric_for_best_model, greater_is_better=bool(saving.greater_is_better)))
+    return found

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -30,6 +33,9 @@ class Progress:
     _window_started: float = field(default_factory=time.monotonic)
     _window_tokens: int = 0
     _window_samples: int = 0
+    _window_slots: int = 0
+    _window_filled: int = 0
+    _window_waited: float = 0.0
     _steps_here: int = 0
 
     def add(self, *, loss_sum: float, trained_tokens: int, tokens: int, samples: int) -> None:
@@ -44,17 +50,38 @@ class Progress:
         self._window_samples += samples
         self._steps_here += 1
 
+    def slots(self, filled: int, places: int) -> None:
+        """Count the tokens of this process's batches and the places they take up, padding included."""
+        self._window_filled += filled
+        self._window_slots += places
+
+    def timed(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items, and count the time that each one took to come."""
+        source = iter(items)
+        while True:
+            started = time.monotonic()
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            self._window_waited += time.monotonic() - started
+            yield item
+
     def window(self) -> dict[str, float]:
-        """Return mean loss and speed since the last call, and start a new window."""
+        """Return mean loss, speed, and shares of padding and of waiting for data since the last call, and start a new window."""
         now = time.monotonic()
         elapsed = max(now - self._window_started, 1e-9)
         values = {
             "loss": self.loss_sum / max(self.loss_tokens, 1),
             "tokens_per_second": self._window_tokens / elapsed,
             "samples_per_second": self._window_samples / elapsed,
+            "data_wait": round(self._window_waited / elapsed, 4),
         }
+        if self._window_slots:
+            values["padding"] = round(1 - self._window_filled / self._window_slots, 4)
         self.loss_sum, self.loss_tokens = 0.0, 0
         self._window_started, self._window_tokens, self._window_samples = now, 0, 0
+        self._window_filled, self._window_slots, self._window_waited = 0, 0, 0.0
         return values
 
     def pause(self, seconds: float) -> None:

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from swift_core.config.sections import ReportSection
+from swift_core.train.trackers import SwanLabSink, WandbSink, scalars
 
 LOG_FILE = "logging.jsonl"
 
@@ -79,10 +80,8 @@ class TensorBoardSink:
 
     def log(self, values: dict[str, Any]) -> None:
         """Write every number under `train/` or `eval/`."""
-        for key, value in values.items():
-            if isinstance(value, int | float) and key not in ("step", "total_steps"):
-                group, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
-                self._writer.add_scalar(f"{group}/{name}", value, values["step"])
+        for key, value in scalars(values).items():
+            self._writer.add_scalar(key, value, values["step"])
 
     def close(self) -> None:
         """Flush and close."""
@@ -124,6 +123,7 @@ _SHORT = {
     "grad_norm": ("grad norm", ".3g"),
     "learning_rate": ("lr", ".3g"),
     "tokens_per_second": ("tokens/s", ".0f"),
+    "mfu": ("mfu", ".1%"),
     "memory_gib": ("memory", ".2f"),
 }
 
@@ -177,6 +177,9 @@ class Report:
         if "tensorboard" in section.report_to:
             folder = Path(section.logging_dir) if section.logging_dir else run_dir / "runs"
             self._sinks.append(TensorBoardSink(folder / section.run_name if section.run_name else folder, resumed_step=resumed_step))
+        for name, sink in (("wandb", WandbSink), ("swanlab", SwanLabSink)):
+            if name in section.report_to:
+                self._sinks.append(sink(run_dir, name=section.run_name, project=section.tracker_project))
 
     def log(self, values: dict[str, Any]) -> None:
         """Hand a line to every sink."""

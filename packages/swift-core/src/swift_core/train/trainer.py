@@ -299,8 +299,10 @@ class Trainer:
 
     def _train_line(self, grad_norm: float) -> dict[str, Any]:
         eta = self.progress.eta(self.total_steps - self.state.global_step)
+        window = self.progress.window()
         return {
-            **self.progress.window(),
+            **window,
+            **self.utilisation.line(window["tokens_per_second"]),
             **(self.task.log_values() if isinstance(self.task, LogsValues) else {}),
             "grad_norm": grad_norm,
             "learning_rate": self.scheduler.get_last_lr()[0],

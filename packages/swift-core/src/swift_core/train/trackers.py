@@ -1,0 +1,91 @@
+"""Experiment trackers that are libraries of their own: Weights & Biases and SwanLab."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from swift_core.config.load import ARGS_FILE
+from swift_core.errors import MissingDependencyError, TrainingError
+
+
+def scalars(values: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a log line under `train/` and `eval/`."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, int | float) and key not in ("step", "total_steps")}
+    return {f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}": value for key, value in numbers.items()}
+
+
+def _settings(run_dir: Path) -> dict[str, Any]:
+    file = run_dir / ARGS_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+class WandbSink:
+    """Sends log lines to Weights & Biases; `WANDB_MODE=offline` keeps them in the run folder.
+
+    A run folder is one run there: resuming goes on with it.
+
+    Raises:
+        MissingDependencyError: when wandb is not installed.
+        TrainingError: when the run cannot be opened there.
+    """
+
+    def __init__(self, run_dir: Path, *, name: str | None, project: str | None) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingDependencyError("wandb", needed_for="--report_to wandb", install="swift-core[wandb]") from error
+        file = run_dir / "wandb_id.txt"
+        known = file.read_text(encoding="utf-8").strip() if file.is_file() else wandb.util.generate_id()
+        file.write_text(known, encoding="utf-8")
+        try:
+            self._run: Any = wandb.init(
+                project=project or "swift",
+                name=name or run_dir.name,
+                id=known,
+                resume="allow",
+                dir=str(run_dir),
+                config=_settings(run_dir),
+            )
+        except wandb.errors.Error as error:
+            fix = "log in with `wandb login`, set WANDB_MODE=offline, or leave wandb out of --report_to"
+            raise TrainingError(f"Weights & Biases does not open a run: {error}", fix=fix) from error
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Send the numbers of a line."""
+        self._run.log(scalars(values), step=values["step"])
+
+    def close(self) -> None:
+        """Wait until everything is sent."""
+        self._run.finish()
+
+
+class SwanLabSink:
+    """Sends log lines to SwanLab; `SWANLAB_MODE=local` or `offline` keeps them on this machine.
+
+    Raises:
+        MissingDependencyError: when swanlab is not installed.
+        TrainingError: when the run cannot be opened there.
+    """
+
+    def __init__(self, run_dir: Path, *, name: str | None, project: str | None) -> None:
+        try:
+            import swanlab
+        except ImportError as error:
+            raise MissingDependencyError("swanlab", needed_for="--report_to swanlab", install="swift-core[swanlab]") from error
+        try:
+            self._run: Any = swanlab.init(
+                project=project or "swift", experiment_name=name or run_dir.name, logdir=str(run_dir / "swanlog"), config=_settings(run_dir)
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            fix = "log in with `swanlab login`, set SWANLAB_MODE=offline, or leave swanlab out of --report_to"
+            raise TrainingError(f"SwanLab does not open a run: {error}", fix=fix) from error
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Send the numbers of a line."""
+        self._run.log(scalars(values), step=values["step"])
+
+    def close(self) -> None:
+        """Wait until everything is sent."""
+        self._run.finish()
