@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -134,9 +134,16 @@ def eval_batches(
     pad_token_id: int,
     make_batch: Callable[..., Any] = collate,
     measure: Callable[[EncodedSample], int] = len,
+    in_step: bool = False,
 ) -> Iterator[Any]:
-    """Yield the evaluation batches of one rank, longest samples first; ranks may get different numbers of batches."""
+    """Yield the evaluation batches of one rank, longest samples first.
+
+    Ranks may get different numbers of batches, except `in_step`: then those with fewer get one more, which has no `origins`.
+    """
     order = sorted(range(len(samples)), key=lambda index: (-measure(samples[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for indices in batches[rank::world_size]:
         yield make_batch([samples[index] for index in indices], pad_token_id=pad_token_id)
+    if in_step and 0 < len(batches) % world_size <= rank:
+        spare = make_batch([samples[index] for index in batches[0]], pad_token_id=pad_token_id).masked()
+        yield replace(spare, origins=[])

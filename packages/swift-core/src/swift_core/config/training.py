@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from swift_core.config.combinations import parallel_problems
 from swift_core.config.command import CommandConfig
 from swift_core.config.encoding import encoding_problems
 from swift_core.config.memory import MemorySection, chosen_optimizer, memory_problems
+from swift_core.config.parallel import ParallelSection
 from swift_core.config.quantization import QuantizationSection, training_problems
 from swift_core.config.sections import (
     CheckpointSection,
@@ -48,6 +50,7 @@ class TrainingConfig(CommandConfig):
     saving: CheckpointSection = Field(default_factory=CheckpointSection)
     reporting: ReportSection = Field(default_factory=ReportSection)
     launch: LaunchSection = Field(default_factory=LaunchSection)
+    parallel: ParallelSection = Field(default_factory=ParallelSection)
 
     def finish(self) -> None:
         """Check combinations, then fill the defaults that depend on other settings."""
@@ -71,7 +74,7 @@ class TrainingConfig(CommandConfig):
 
     def check(self) -> list[Problem]:
         """Return the combinations of training settings that cannot work."""
-        return [*memory_problems(self), *checkpointing_problems(self)]
+        return [*memory_problems(self), *checkpointing_problems(self), *parallel_problems(self)]
 
     @property
     def has_eval_data(self) -> bool:

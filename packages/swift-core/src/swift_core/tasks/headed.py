@@ -174,17 +174,30 @@ def _check_negatives(config: SftConfig, train: Sequence[EncodedSample]) -> None:
         raise DataError("no row has a negative text, and --infonce_use_batch is false", fix="add negative_messages, or use the batch")
 
 
-def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tuner]:
+def build_headed(
+    config: SftConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, *, task_type: str, labels: Labels | None
+) -> tuple[nn.Module, Tuner]:
+    """Load a model that looks at whole texts and put the trainable parts on.
+
+    Args:
+        config: settings of the run.
+        folder: of the base model.
+        tokenizer: its tokenizer.
+        task_type: what the model is for.
+        labels: kind and size of its head, for seq_cls.
+
+    Raises:
+        ModelError: when the model cannot be loaded or the tuner does not fit it.
+    """
     device = training_device(use_cpu=config.launch.use_cpu)
-    dtype = weights_dtype(config, prepared.folder, device=device)
+    dtype = weights_dtype(config, folder, device=device)
     # The starting values of new weights must not depend on what ran before.
     set_seed(config.training.seed)
-    labels = prepared.labels
     loaded = load_model(
         config.loading,
-        prepared.folder,
+        folder,
         dtype=dtype,
-        task_type=config.task.task_type,
+        task_type=task_type,
         num_labels=labels.count if labels else None,
         problem_type=labels.problem if labels else None,
         quantization=config.quantization,
@@ -192,7 +205,7 @@ def _build_model(config: SftConfig, prepared: Prepared) -> tuple[nn.Module, Tune
     )
     settings: Any = loaded.config
     settings.use_cache = False
-    tell_padding(settings, config.task.task_type, prepared.tokenizer)
+    tell_padding(settings, task_type, tokenizer)
     model: nn.Module = loaded
     freeze_parts(model, config.tuner)
     tuner = load_tuner(config.tuner.tuner_type)
@@ -227,12 +240,13 @@ def train(config: SftConfig) -> TrainOutput:
     Raises:
         SwiftError: with the fix, for everything that can go wrong on the way.
     """
-    world = make_world(config.launch, bf16=bool(config.training.bf16))
+    world = make_world(config)
     prepared = prepare(config)
     _check_batch(config, prepared, world)
     task = _build_task(config, prepared)
     say(world, [*_data_lines(prepared), _task_line(config, task)])
-    model, tuner = _build_model(config, prepared)
+    kind = config.task.task_type
+    model, tuner = build_headed(config, prepared.folder, prepared.tokenizer, task_type=kind, labels=prepared.labels)
     trainer = Trainer(
         model,
         config,
@@ -304,4 +318,4 @@ def _task_line(config: SftConfig, task: Task) -> str:
     return f"task: {config.task.task_type}, {config.task.loss}"
 
 
-__all__ = ["Prepared", "prepare", "show", "train"]
+__all__ = ["Prepared", "build_headed", "prepare", "show", "train"]

@@ -108,7 +108,7 @@ def train(config: SftConfig) -> TrainOutput:
     Raises:
         SwiftError: with the fix, for everything that can go wrong on the way.
     """
-    world = make_world(config.launch, bf16=bool(config.training.bf16))
+    world = make_world(config)
     prepared = prepare(config)
     say(world, _data_lines(prepared))
     model, tuner = build_model(config, prepared.folder)

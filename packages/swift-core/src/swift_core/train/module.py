@@ -28,8 +28,10 @@ class LossModule(nn.Module):
         self.model = model
         self._task = task
 
-    def forward(self, batch: Any) -> torch.Tensor:
-        """Return the summed loss of a batch, scalar."""
+    def forward(self, batch: Any, *, measure: bool = False) -> Any:
+        """Return the summed loss of a batch, scalar; or what `measure` returns, where weights come together in forward calls only."""
+        if measure:
+            return self.measure(batch)
         with self._activations():
             return self._task.loss(self.model, batch)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -19,7 +18,6 @@ from swift_core.config.sections import OptimSection
 from swift_core.errors import ConfigError, ModelError, Problem
 from swift_core.models.modules import module_map, parameter_kind, unwrap
 from swift_core.registry import OPTIMIZERS
-from swift_core.train.parallel import World
 
 
 @dataclass(slots=True)
@@ -230,20 +228,6 @@ def evaluated_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     finally:
         if training:
             set_training(optimizer, True)
-
-
-def clip_gradients(world: World, model: nn.Module, optimizer: torch.optim.Optimizer, limit: float) -> float:
-    """Scale the gradients of a step down to a norm and return the norm they had.
-
-    Args:
-        world: the processes of the run.
-        model: the model.
-        optimizer: one that takes gradients away in the backward pass (`takes_gradients`) scales what it made of them.
-        limit: largest norm; 0 leaves the gradients as they are.
-    """
-    if getattr(optimizer, "takes_gradients", False):
-        return float(cast(Any, optimizer).clip_gradients(limit or math.inf))
-    return float(world.accelerator.clip_grad_norm_(model.parameters(), limit or math.inf))  # pyright: ignore[reportArgumentType]
 
 
 def warmup_steps(section: OptimSection, total_steps: int) -> int:

@@ -11,10 +11,14 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import KwargsHandler, broadcast_object_list
 
-from swift_core.config.sections import LaunchSection
+from swift_core.config.parallel import mode_of
+from swift_core.config.training import TrainingConfig
 from swift_core.errors import LaunchError
 
 T = TypeVar("T")
+
+# What each kind of device talks through; others do it by main memory. ROCm calls its own library nccl.
+BACKENDS = {"cuda": "nccl", "npu": "hccl", "xpu": "xccl"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +27,11 @@ class World:
 
     Attributes:
         accelerator: wraps model and optimizer for however many processes there are.
+        sharing: successive processes that work on the same samples together.
     """
 
     accelerator: Accelerator
+    sharing: int = 1
 
     @property
     def rank(self) -> int:
@@ -36,6 +42,16 @@ class World:
     def size(self) -> int:
         """Return the number of processes over all machines."""
         return self.accelerator.num_processes
+
+    @property
+    def data_size(self) -> int:
+        """Return among how many the samples are dealt."""
+        return self.size // self.sharing
+
+    @property
+    def data_rank(self) -> int:
+        """Return this process's number among these."""
+        return self.rank // self.sharing
 
     @property
     def is_main(self) -> bool:
@@ -74,29 +90,54 @@ class World:
 
 
 def training_device(*, use_cpu: bool) -> str:
-    """Return the kind of device a run uses: `cuda`, `npu`, `xpu`, `mps` or `cpu`."""
+    """Return the kind of device a run uses: `cuda` (NVIDIA and ROCm), `npu`, `xpu`, `mps`, another accelerator's name, or `cpu`."""
     if use_cpu:
         return "cpu"
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator.type if accelerator is not None else "cpu"
 
 
-def make_world(launch: LaunchSection, *, bf16: bool) -> World:
+def backend_of(device: str, asked: str | None = None) -> str:
+    """Return what processes on a kind of device talk through.
+
+    Raises:
+        LaunchError: when the one that was asked for cannot move data of that device, or the device knows one process only.
+    """
+    if device == "mps":
+        raise LaunchError("several processes cannot share an Apple GPU", fix="start one process, or --use_cpu true")
+    usual = BACKENDS.get(device, "gloo")
+    if asked is not None and asked not in (usual, "gloo"):
+        raise LaunchError(f"--ddp_backend {asked} does not move data of the device {device}", fix=f"--ddp_backend {usual}, or remove it")
+    return asked or usual
+
+
+def make_world(args: TrainingConfig) -> World:
     """Join the processes that torchrun or `NPROC_PER_NODE` started, or stand alone.
 
     Raises:
         LaunchError: when several processes were started and do not find one another.
+        ConfigError: when the settings of DeepSpeed contradict the run.
+        MissingDependencyError: when DeepSpeed is asked for and not installed.
     """
+    launch, bf16 = args.launch, bool(args.training.bf16)
     device = training_device(use_cpu=launch.use_cpu)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
-    backend = launch.ddp_backend or {"cuda": "nccl", "npu": "hccl", "xpu": "xccl"}.get(device, "gloo")
+    mode = mode_of(args)
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if expected > 1:  # naming a backend makes a lone process look for others
-        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=datetime.timedelta(seconds=launch.ddp_timeout)))
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no", kwargs_handlers=handlers)
+        timeout = datetime.timedelta(seconds=launch.ddp_timeout)
+        handlers.append(InitProcessGroupKwargs(backend=backend_of(device, launch.ddp_backend), timeout=timeout))
+    # Engines that spread weights have a number type of their own; autocast on top would round twice.
+    precision = "bf16" if bf16 and mode in ("ddp", "sequence") else "no"
+    if mode == "deepspeed":
+        from swift_core.train.sharding.zero import deepspeed_accelerator
+
+        accelerator = deepspeed_accelerator(args, device=device, handlers=handlers)
+    else:
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=handlers)
     if accelerator.num_processes != expected:
         raise LaunchError(
             f"{expected} processes were started but {accelerator.num_processes} joined",
             fix="start with NPROC_PER_NODE=N swift ..., or torchrun",
         )
-    return World(accelerator)
+    return World(accelerator, sharing=args.parallel.tensor_parallel_size if mode == "tensor" else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,19 @@ def rng_file(rank: int) -> str:
     return f"rng_state_{rank}.pth"
 
 
-def save_optimization(folder: Path, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
-    """Write optimizer and schedule."""
-    torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+def save_optimization(folder: Path, optimizer_state: dict[str, Any], scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """Write the optimizer's state, as one process would have it, and the schedule."""
+    torch.save(optimizer_state, folder / OPTIMIZER)
     torch.save(scheduler.state_dict(), folder / SCHEDULER)
 
 
-def load_optimization(folder: Path, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+def load_optimization(folder: Path, take: Callable[[dict[str, Any]], None], scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
     """Read optimizer and schedule back.
+
+    Args:
+        folder: the checkpoint.
+        take: gives the optimizer its state.
+        scheduler: takes its own.
 
     Raises:
         CheckpointError: when they are absent or do not fit the parameters that are trained now.
@@ -76,7 +82,7 @@ def load_optimization(folder: Path, optimizer: torch.optim.Optimizer, scheduler:
             fix="start a new run from its weights with --adapters (or --model) instead",
         )
     try:
-        optimizer.load_state_dict(load_tensors(folder / OPTIMIZER))
+        take(load_tensors(folder / OPTIMIZER))
     except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"the optimizer state of {folder} does not fit the parameters trained now: {error}",
