@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ def scalars(values: dict[str, Any]) -> dict[str, float]:
     """Return the numbers of a log line under `train/` and `eval/`."""
     numbers = {key: value for key, value in values.items() if isinstance(value, int | float) and key not in ("step", "total_steps")}
     return {f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}": value for key, value in numbers.items()}
+
+
+def _run_id(run_dir: Path) -> str:
+    """Return the name by which trackers know the run of a folder, the same when it is resumed."""
+    file = run_dir / "tracker_id.txt"
+    if not file.is_file():
+        file.write_text(secrets.token_hex(8), encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _settings(run_dir: Path) -> dict[str, Any]:
@@ -36,14 +45,11 @@ class WandbSink:
             import wandb
         except ImportError as error:
             raise MissingDependencyError("wandb", needed_for="--report_to wandb", install="swift-core[wandb]") from error
-        file = run_dir / "wandb_id.txt"
-        known = file.read_text(encoding="utf-8").strip() if file.is_file() else wandb.util.generate_id()
-        file.write_text(known, encoding="utf-8")
         try:
             self._run: Any = wandb.init(
                 project=project or "swift",
                 name=name or run_dir.name,
-                id=known,
+                id=_run_id(run_dir),
                 resume="allow",
                 dir=str(run_dir),
                 config=_settings(run_dir),
@@ -64,6 +70,8 @@ class WandbSink:
 class SwanLabSink:
     """Sends log lines to SwanLab; `SWANLAB_MODE=local` or `offline` keeps them on this machine.
 
+    A run folder is one run there: resuming goes on with it.
+
     Raises:
         MissingDependencyError: when swanlab is not installed.
         TrainingError: when the run cannot be opened there.
@@ -76,7 +84,12 @@ class SwanLabSink:
             raise MissingDependencyError("swanlab", needed_for="--report_to swanlab", install="swift-core[swanlab]") from error
         try:
             self._run: Any = swanlab.init(
-                project=project or "swift", experiment_name=name or run_dir.name, logdir=str(run_dir / "swanlog"), config=_settings(run_dir)
+                project=project or "swift",
+                name=name or run_dir.name,
+                id=_run_id(run_dir),
+                resume="allow",
+                log_dir=str(run_dir / "swanlog"),
+                config=_settings(run_dir),
             )
         except (ValueError, RuntimeError, OSError) as error:
             fix = "log in with `swanlab login`, set SWANLAB_MODE=offline, or leave swanlab out of --report_to"
