@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import KwargsHandler, broadcast_object_list
 
 from swift_core.config.parallel import mode_of
@@ -129,6 +130,9 @@ def make_world(args: TrainingConfig) -> World:
         handlers.append(InitProcessGroupKwargs(backend=backend_of(device, launch.ddp_backend), timeout=timeout))
     # Engines that spread weights have a number type of their own; autocast on top would round twice.
     precision = "bf16" if bf16 and mode in ("ddp", "sequence") else "no"
+    # Accelerate remembers the settings of a run before this one in the same process, and would go by them without a word.
+    AcceleratorState._reset_state()
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     if mode == "deepspeed":
         from swift_core.train.sharding.zero import deepspeed_accelerator
 

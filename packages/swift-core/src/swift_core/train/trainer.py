@@ -32,24 +32,15 @@ from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world
 from swift_core.train.progress import Progress
 from swift_core.train.report import LOG_FILE, Report, duration, peak_memory_gib, read_log
+from swift_core.train.resuming import read_progress, restore_counters, restore_generators, write_progress
 from swift_core.train.rundir import RunLock, find_resume_checkpoint, new_run_dir
 from swift_core.train.sharding.choose import make_engine
 from swift_core.train.signals import StopSignals
-from swift_core.train.state import (
-    STATE,
-    capture_rng,
-    load_optimization,
-    load_tensors,
-    load_trainer_state,
-    restore_rng,
-    rng_file,
-    save_optimization,
-)
+from swift_core.train.state import STATE, capture_rng, load_optimization, rng_file, save_optimization
 from swift_core.train.task import ActsInSteps, CausalLm, KeepsState, LogsValues, Task
 from swift_core.train.tuning import FollowsSteps, saver_for, start_tuner, tuner_rates
 from swift_core.train.utilisation import Utilisation, occupancy
 
-PROGRESS = "progress.json"
 STREAM = "stream.json"
 
 
@@ -432,7 +423,7 @@ class Trainer:
         save_optimization(folder, optimizer_state, self.scheduler)
         if isinstance(self.task, KeepsState):
             self.task.save_state(folder)
-        (folder / PROGRESS).write_text(json.dumps({**self.progress.saved(), "world_size": self.world.size}), encoding="utf-8")
+        write_progress(folder, self.progress.saved(), self.shape, ranks=self.world.size)
         if self.feed is not None:
             (folder / STREAM).write_text(json.dumps(self.feed.state_dict()), encoding="utf-8")
         for rank, state in enumerate(generators):
@@ -450,31 +441,14 @@ class Trainer:
         with self.engine.restoring(self.model):
             self.tuner.restore(self.model, folder)
         load_optimization(folder, partial(self.engine.load_optimizer_state, self.optimizer), self.scheduler)
-        saved = load_trainer_state(folder)
-        if saved.global_step >= self.total_steps:
-            raise TrainingError(
-                f"{folder} is at step {saved.global_step}, and the run ends at step {self.total_steps}",
-                fix="raise --num_train_epochs or --max_steps to train on",
-            )
-        for name in ("global_step", "epoch", "log_history", "best_metric", "best_global_step", "num_input_tokens_seen"):
-            setattr(self.state, name, getattr(saved, name))
-        if saved.best_model_checkpoint:
-            # The run folder may have been moved since: the name stays, the place is here.
-            self.state.best_model_checkpoint = str(folder.parent / Path(saved.best_model_checkpoint).name)
-        values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        ranks = values.pop("world_size")
-        self.progress = Progress.restored(values)
+        restore_counters(self.state, folder, total_steps=self.total_steps)
+        self.progress = Progress.restored(read_progress(folder, self.shape, ranks=self.world.size))
         self._last_checkpoint = folder
-        if ranks != self.world.size:
-            raise TrainingError(
-                f"{folder} was saved by {ranks} process(es), and there are {self.world.size} now: the order of the samples would differ",
-                fix=f"start with NPROC_PER_NODE={ranks}, or start a new run from its weights with --adapters",
-            )
         if self.feed is not None:
             self.feed.load_state_dict(json.loads((folder / STREAM).read_text(encoding="utf-8")))
         if isinstance(self.task, KeepsState):
             self.task.load_state(folder)
-        restore_rng(load_tensors(folder / rng_file(self.world.rank)))
+        restore_generators(folder, rank=self.world.rank, seed=self.args.training.seed, step=self.state.global_step)
 
     def _step_of_last_checkpoint(self) -> int:
         return int(self._last_checkpoint.name.rpartition("-")[2]) if self._last_checkpoint is not None else -1

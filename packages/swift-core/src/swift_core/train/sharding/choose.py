@@ -21,9 +21,9 @@ def make_engine(args: TrainingConfig, world: World) -> Engine:
 
         return FullySharded(world, args.parallel, bf16=bool(args.training.bf16))
     if mode == "deepspeed":
-        from swift_core.train.sharding.zero import DeepSpeedEngine
+        from swift_core.train.sharding.zero import ZeroEngine
 
-        return DeepSpeedEngine(world)
+        return ZeroEngine(world)
     if mode == "tensor":
         from swift_core.train.sharding.tensor import TensorParallel
 

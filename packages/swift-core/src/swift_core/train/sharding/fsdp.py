@@ -43,7 +43,8 @@ class FullySharded(DTensorEngine):
         """
         layers = layers_of(module.model, self._config.get("transformer_layer_cls_to_wrap"))
         mesh = init_device_mesh(self.world.device.type, (self.world.size,))
-        offload: OffloadPolicy = CPUOffloadPolicy() if "offload" in self._words else OffloadPolicy()
+        pinned = self.world.device.type != "cpu"  # there is nothing to copy to where weights are in main memory anyway
+        offload: OffloadPolicy = CPUOffloadPolicy(pin_memory=pinned) if "offload" in self._words else OffloadPolicy()
         # Sums of gradients stay in float32: half precision would lose what many ranks add up.
         kept = torch.bfloat16 if self._bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=kept, reduce_dtype=torch.float32 if self._bf16 else None)

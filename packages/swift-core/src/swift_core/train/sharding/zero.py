@@ -53,7 +53,7 @@ def deepspeed_accelerator(args: TrainingConfig, *, device: str, handlers: Sequen
     return accelerator
 
 
-class DeepSpeedEngine(Engine):
+class ZeroEngine(Engine):
     """DeepSpeed over all ranks.
 
     Args:
