@@ -20,6 +20,13 @@ NOT_IMPORTED = {
         "gguf": "transformers imports it to read GGUF weights",
         "torchvision": "transformers' video and image processors import it",
         "pyarrow": "datasets hands out its tables",
+        "num2words": "SmolVLM's processor imports it",
+        "bitsandbytes": "transformers packs and loads weights with it",
+        "hqq": "transformers packs weights with it",
+        "optimum-quanto": "transformers packs weights with it",
+        "gptqmodel": "transformers loads GPTQ and AWQ weights with it",
+        "optimum": "transformers reads GPTQ checkpoints with it",
+        "kernels": "transformers fetches GPU kernels with it",
     },
     "swift-infer": {
         "vllm": "engine of an environment of its own",

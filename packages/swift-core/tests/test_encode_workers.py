@@ -1,9 +1,11 @@
 """Encoding in several processes, started as copies or afresh: nothing of the result depends on how."""
 
 import os
+import sys
 import threading
 
 import pytest
+import torch
 from swift_core.batching import workers
 from swift_core.batching.encode import Encoder
 from swift_core.batching.workers import encode_chunks, forks_safely
@@ -93,10 +95,10 @@ def test_other_threads_and_cuda_rule_copies_out(monkeypatch):
     stop.set()
     thread.join()
     assert forks_safely()
-    monkeypatch.setattr(workers.torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert not forks_safely()
     monkeypatch.undo()
-    monkeypatch.setattr(workers.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert not forks_safely()
 
 

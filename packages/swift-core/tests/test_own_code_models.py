@@ -32,7 +32,7 @@ from swift_core.testing.own_code.build import FAMILIES, fill, make_own_code
 
 WIDE, SMALL = Image.linear_gradient("L").resize((120, 40)).convert("RGB"), Image.new("RGB", (40, 44), (10, 200, 30))
 # Tokens of the wide image and of the small one, and where language model, aligner and tower are.
-EXPECTED: dict[str, tuple[tuple[int, int], str, str, str]] = {
+EXPECTED: dict[str, tuple[tuple[int, ...], str, str, str]] = {
     "minicpmv2_6": ((21, 9), "llm", "resampler", "vpm"),  # three numbered views and one, with their frames
     "internvl_chat": ((14, 6), "language_model", "mlp1", "vision_model"),  # two tiles and a thumbnail, or one tile, of 4
     "deepseek_vl2": ((6, 5), "language", "projector", "vision"),  # a view of 1 x 1 with line ends, and tiles

@@ -129,8 +129,8 @@ def _copy_values(packed: nn.Module, plain: nn.Module, bits: str) -> None:
 
     for name, module in packed.named_modules():
         target = plain.get_submodule(name) if name else plain
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, bnb.nn.modules.Linear4bit):
             target.weight.data = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
-        elif isinstance(module, bnb.nn.Linear8bitLt):
+        elif isinstance(module, bnb.nn.modules.Linear8bitLt):
             weight = module.weight
             target.weight.data = weight.data.float() * weight.SCB[:, None] / 127

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from swift_core.batching.layout import Layout
 from swift_core.scoring.attention import NAME, packed, set_text_attention
 from swift_core.scoring.dense_attention import dense_causal
-from swift_core.scoring.layout import Layout
 from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, Qwen3Config
 
 # A prompt of 4 with two answers, one of which has two endings; and a sample of its own.

@@ -96,6 +96,7 @@ def test_ids_and_labels_are_those_of_the_library(name):
 def test_trimmed_offsets_do_not_change_labels():
     backend = library(SPLITS["gpt2"], post_processor=processors.ByteLevel(trim_offsets=True))
     words = Words.of(backend)
+    assert words is not None
     text = "a the  thing  12 "
     for start in range(len(text)):
         for stop in range(start, len(text) + 1):

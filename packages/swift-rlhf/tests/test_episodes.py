@@ -66,7 +66,7 @@ class Script:
         return answers
 
 
-def played(template, script, scheduler, *episodes, history="append", **limits):
+def played(template, script, scheduler, *episodes: Episode, history="append", **limits) -> tuple[Episode, ...]:
     settings = {"max_turns": 4, "max_completion_length": 4000} | limits
     asyncio.run(play(episodes, script, scheduler, TemplatePrompter(template), limits=Limits(**settings), history=history))
     return episodes

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from swift_core.batching.layout import Layout
 from swift_core.protocols import EncodedSample
-from swift_core.scoring.layout import Layout
 
 IGNORED = -100
 

@@ -51,7 +51,8 @@ def task_of_rows(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], 
             continue
         found.setdefault(task, why)
     nothing: tuple[Task, str] = ("causal_lm", "")
-    return next(((task, found[task]) for task in _ORDER if task in found), nothing)
+    known: list[tuple[Task, str]] = [(task, found[task]) for task in _ORDER if task in found]
+    return known[0] if known else nothing
 
 
 def _task_of(values: Mapping[str, Any], aliases: bool) -> tuple[Task, str]:

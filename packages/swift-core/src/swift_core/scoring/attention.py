@@ -18,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from swift_core.batching.layout import Layout
 from swift_core.scoring.dense_attention import causal_bias, dense_causal
-from swift_core.scoring.layout import Layout
 
 NAME = "swift_packed"
 # Attention implementations that look at `current_segments`, so that rows of several samples can stay as they are.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from swift_core.scoring.layout import Layout
+from swift_core.batching.layout import Layout
 
 # Queries of a block: keys behind its last query are never looked at, so smaller blocks save work and larger ones run faster.
 BLOCK = 128

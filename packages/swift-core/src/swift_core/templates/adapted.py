@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from swift_core.batching.media import SampleMedia
 from swift_core.config.sections import MediaSection, TemplateSection
 from swift_core.data.media import MediaLoader
 from swift_core.errors import DataError, TemplateError
 from swift_core.models.adapters.base import MediaAdapter, Replacement
 from swift_core.models.detection import detect_folder
+from swift_core.models.own_media import SampleMedia
 from swift_core.protocols import EncodedSample, Message, Sample
 from swift_core.templates.chat import ChatTemplate, build_template
 from swift_core.templates.expansion import widen

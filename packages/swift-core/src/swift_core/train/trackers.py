@@ -42,7 +42,7 @@ class WandbSink:
 
     def __init__(self, run_dir: Path, *, name: str | None, project: str | None) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingDependencyError("wandb", needed_for="--report_to wandb", install="swift-core[wandb]") from error
         try:
@@ -79,7 +79,7 @@ class SwanLabSink:
 
     def __init__(self, run_dir: Path, *, name: str | None, project: str | None) -> None:
         try:
-            import swanlab
+            import swanlab  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingDependencyError("swanlab", needed_for="--report_to swanlab", install="swift-core[swanlab]") from error
         try:

@@ -35,8 +35,9 @@ def flops_per_token(model: nn.Module) -> int:
     Counts matrices alone, without attention over other tokens, and nothing twice that is computed twice (arXiv:2204.02311,
     appendix B). The input embedding is a look-up; where the output layer shares its weight, that is counted.
     """
-    embedding = unwrap(model).get_input_embeddings() if hasattr(unwrap(model), "get_input_embeddings") else None
-    head = unwrap(model).get_output_embeddings() if hasattr(unwrap(model), "get_output_embeddings") else None
+    inner: Any = unwrap(model)
+    embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     shared = head is not None and embedding is not None and getattr(head, "weight", None) is getattr(embedding, "weight", None)
     left_out = {id(parameter) for parameter in embedding.parameters()} if embedding is not None and not shared else set[int]()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2 and id(parameter) not in left_out]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from swift_core.batching.media import BatchMedia, SampleMedia
 from swift_core.errors import ModelError
+from swift_core.models.own_media import BatchMedia, SampleMedia
 
 if TYPE_CHECKING:  # texts do without the image libraries
     from PIL import Image
