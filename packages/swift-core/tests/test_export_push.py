@@ -6,7 +6,9 @@ import pytest
 import yaml
 from swift_core.config.export import ExportConfig
 from swift_core.errors import ConfigError, HubError, NotFoundError
+from swift_core.tasks.export_context import ExportResult, begin
 from swift_core.tasks.exporting import export
+from swift_core.tasks.model_card import render_card
 from swift_core.testing.fake_hub import FakeHub, serve
 from swift_core.testing.tiny import make_tiny_model
 
@@ -59,6 +61,37 @@ def test_what_makes_a_model_is_uploaded_in_one_commit_with_a_card(hub, model, pr
     front = yaml.safe_load(card.split("---")[1])
     assert (front["base_model"], front["datasets"], front["library_name"]) == ("org/base", ["org/chats"], "transformers")
     assert str(tmp_path) not in card and "secret-token" not in card
+    assert f"\nswift infer --model {prefix}::me/mine\n" in card and card.count("\n# mine\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("hub", "expected"),
+    [
+        (None, ["swift infer --model folder", "vllm serve folder", "swift infer --model w.gguf"]),
+        ("hf", ["swift infer --model hf::me/folder", "vllm serve me/folder", "hf download me/folder --local-dir folder && cd folder"]),
+        (
+            "ms",
+            [
+                "swift infer --model ms::me/folder",
+                "VLLM_USE_MODELSCOPE=True vllm serve me/folder",
+                "modelscope download --model me/folder --local_dir folder && cd folder",
+            ],
+        ),
+    ],
+)
+def test_a_card_says_how_to_load_what_lies_beside_it(hub, expected):
+    made = {
+        "merge": ExportResult(method="merged", usage=["swift infer --model {model}"]),
+        "quantize": ExportResult(method="packed", usage=["swift infer --model {model}", "vllm serve {name}"]),
+        "gguf": ExportResult(method="written", usage=["{download}", "swift infer --model w.gguf"]),
+        "ollama": ExportResult(method="a Modelfile", usage=["ollama create it -f Modelfile"]),
+    }
+    context = begin(ExportConfig(model="hf::org/base", push_to_hub=True, hub_model_id="me/folder"))
+    loaded = [made[name] for name in ("merge", "quantize", "gguf")]
+    card = render_card(made, context, name="me/folder" if hub else "folder", loaded=loaded, hub=hub)
+    lines = card.split("## How to load it\n\n```\n")[1].split("\n```")[0].splitlines()
+    assert lines == [*expected, *(["swift infer --model w.gguf"] if hub else [])]
+    assert all(f"- {result.method}" in card for result in made.values())
 
 
 def test_a_card_names_the_licence_of_the_base_model_where_it_is_known(hub, model, tmp_path):
@@ -85,6 +118,7 @@ def test_paths_of_this_machine_stay_here(hub, model, tmp_path):
     export(ExportConfig(adapters=[str(model)], push_to_hub=True, hub_model_id="me/mine", hub_token="secret-token", use_hf=True))
     sent = json.loads(uploaded(hub, "me/mine")["adapter_config.json"])
     assert sent["base_model_name_or_path"] == tmp_path.name
+    assert "\nswift infer --adapters hf::me/mine\n" in uploaded(hub, "me/mine")["README.md"].decode()
     assert json.loads((model / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tmp_path)
 
 

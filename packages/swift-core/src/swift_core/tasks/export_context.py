@@ -32,7 +32,8 @@ class ExportResult:
         settings: what the method was set to.
         metrics: name -> value that was measured.
         lines: what the user is told.
-        usage: lines of Python or shell that load or run the result.
+        usage: lines of Python or shell that load or run the result. `{name}` stands for what its folder or repository is called,
+            `{model}` for the same as swift's flags take it, and a line `{download}` for fetching the files of a repository first.
         tags: what hubs sort models by.
     """
 

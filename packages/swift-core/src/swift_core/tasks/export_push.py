@@ -35,7 +35,8 @@ def push(context: ExportContext) -> ExportResult:
         staged = Path(scratch)
         names = [name for folder in folders for name in _stage(folder, staged)]
         _check(staged, folders)
-        text = render_card(context.results, context, name=repo_id.split("/")[1])
+        loaded = [result for action, result in context.results.items() if context.folders.get(action) in folders]
+        text = render_card(context.results, context, name=repo_id, loaded=loaded, hub=hub_name)
         (staged / CARD).write_text(text, encoding="utf-8")
         size = sum(file.stat().st_size for file in staged.iterdir())
         context.say([f"uploading {len(names) + 1} files, {size / 2**20:.1f} MiB, to {hub_name}::{repo_id}"])

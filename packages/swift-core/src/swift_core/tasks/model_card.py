@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ from swift_core.tasks.export_context import ExportContext, ExportResult
 
 CARD = "README.md"
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+_DOWNLOAD = {
+    "hf": "hf download {repository} --local-dir {folder} && cd {folder}",
+    "ms": "modelscope download --model {repository} --local_dir {folder} && cd {folder}",
+}
+# What other programs have to be told to look there.
+_ELSEWHERE = {"ms": {"vllm": "VLLM_USE_MODELSCOPE=True "}}
 _RELATION = (("gguf", "quantized"), ("quantize", "quantized"), ("merge", "finetune"), ("peft", "adapter"))
 
 
@@ -28,15 +34,27 @@ def write_card(folder: Path, results: Mapping[str, ExportResult], context: Expor
         context: model, adapter, data and settings.
         name: heading.
     """
-    (folder / CARD).write_text(render_card(results, context, name=name), encoding="utf-8")
+    text = render_card(results, context, name=name, loaded=list(results.values())[-1:])
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def render_card(results: Mapping[str, ExportResult], context: ExportContext, *, name: str) -> str:
-    """Return the text of a model card; paths of this machine are cut down to names."""
+def render_card(
+    results: Mapping[str, ExportResult], context: ExportContext, *, name: str, loaded: Sequence[ExportResult], hub: str | None = None
+) -> str:
+    """Return the text of a model card; paths of this machine are cut down to names.
+
+    Args:
+        results: action -> what it did, in order.
+        context: model, adapter, data and settings.
+        name: of the folder, or ORG/NAME of the repository.
+        loaded: results that lie in this folder or repository.
+        hub: `hf` or `ms`, for a repository.
+    """
     base = base_model(context)
     trained = [str(item) for item in context.args.get("dataset") or []]
     front = _front_matter(results, context, base, trained)
-    lines = ["---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(), "---", "", f"# {name}", ""]
+    title = name.split("/")[-1]
+    lines = ["---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(), "---", "", f"# {title}", ""]
     lines += [f"Base model: {_shown(base) if base else 'not known'}", ""]
     license_name = front.get("license")
     lines += [f"Licence: {license_name}" if license_name else "Licence: see the base model.", ""]
@@ -50,8 +68,8 @@ def render_card(results: Mapping[str, ExportResult], context: ExportContext, *, 
     if measured:
         lines += ["", "## Measured", "", "| what | value |", "|---|---|"]
         lines += [f"| {key} | {_value(value)} |" for key, value in measured.items()]
-    usage = [line for result in results.values() for line in result.usage] or _usage(context, name)
-    lines += ["", "## How to load it", "", "```", *usage, "```", ""]
+    usage = [line for result in loaded for line in result.usage] or _usage(context)
+    lines += ["", "## How to load it", "", "```", *_addressed(usage, name, hub), "```", ""]
     return "\n".join(lines)
 
 
@@ -133,7 +151,19 @@ def _value(value: Any) -> str:
     return _shown(value) if isinstance(value, str) else str(value)
 
 
-def _usage(context: ExportContext, name: str) -> list[str]:
+def _usage(context: ExportContext) -> list[str]:
     if context.adapter is not None and not context.merged:
-        return [f"swift infer --adapters {name}"]
-    return [f"swift infer --model {name}"]
+        return ["swift infer --adapters {model}"]
+    return ["swift infer --model {model}"]
+
+
+def _addressed(usage: Sequence[str], name: str, hub: str | None) -> list[str]:
+    model = f"{hub}::{name}" if hub else name
+    lines: list[str] = []
+    for line in dict.fromkeys(usage):
+        if line == "{download}":
+            lines += [_DOWNLOAD[hub].format(repository=name, folder=name.split("/")[-1])] if hub else []
+        else:
+            before = _ELSEWHERE.get(hub or "", {}).get(line.split()[0], "")
+            lines.append(before + line.replace("{model}", model).replace("{name}", name))
+    return lines

@@ -100,7 +100,7 @@ def write_gguf(context: ExportContext, folder: Path) -> ExportResult:
             f"loaded again / model  {agreement}",
             f"token ids read back   {'the same' if tokens else 'differ'}",
         ],
-        usage=[f"swift infer --model {file.name}", f"llama-cli -m {file.name}"],
+        usage=["{download}", f"swift infer --model {file.name}", f"llama-cli -m {file.name}"],
         tags=["gguf"],
     )
 

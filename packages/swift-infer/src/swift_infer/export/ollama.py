@@ -65,7 +65,7 @@ def write_modelfile(context: ExportContext, folder: Path) -> ExportResult:
             f"stop words            {' '.join(template.stop_words)}",
             f"try it: ollama create {name} -f {context.target or folder}/{MODELFILE} && ollama run {name}",
         ],
-        usage=[f"ollama create {name} -f {MODELFILE}", f"ollama run {name}"],
+        usage=["{download}", f"ollama create {name} -f {MODELFILE}", f"ollama run {name}"],
     )
 
 

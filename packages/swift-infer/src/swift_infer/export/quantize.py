@@ -126,15 +126,15 @@ def _proved(context: ExportContext, folder: Path, options: QuantSection, source:
         settings=settings,
         metrics=metrics,
         lines=lines,
-        usage=_usage(context, options),
+        usage=_usage(options),
         tags=[str(options.quant_method), *(["compressed-tensors"] if options.quant_method != "bnb" else ["bitsandbytes"])],
     )
 
 
-def _usage(context: ExportContext, options: QuantSection) -> list[str]:
-    name = context.target.name if context.target else "MODEL"
+def _usage(options: QuantSection) -> list[str]:
     library = "bitsandbytes" if options.quant_method == "bnb" else "compressed-tensors"
-    return [f"pip install {library}", f"swift infer --model {name}", f"vllm serve {name}"]
+    where = "" if options.quant_method in CALIBRATED and options.bits == 4 else "  # on a GPU"
+    return [f"pip install {library}", "swift infer --model {model}", "vllm serve {name}" + where]
 
 
 def _require(method: str) -> None:

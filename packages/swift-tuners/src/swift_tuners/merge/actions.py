@@ -44,6 +44,7 @@ def merge_adapter(context: ExportContext, folder: Path) -> ExportResult:
             f"merged / unmerged     {report.merged}",
             f"loaded again / merged {report.reloaded}",
         ],
+        usage=["swift infer --model {model}"],
     )
 
 
@@ -60,6 +61,6 @@ def to_peft(context: ExportContext, folder: Path) -> ExportResult:
     return ExportResult(
         method="adapter written in PEFT's format",
         lines=[f"adapters              {names}"],
-        usage=[f'PeftModel.from_pretrained(base, "{(context.target or folder).name}")'],
+        usage=['PeftModel.from_pretrained(base, "{name}")'],
         tags=["peft"],
     )
