@@ -114,11 +114,11 @@ def test_a_token_that_may_not_write_says_what_to_set(hub, model, prefix):
 def test_paths_of_this_machine_stay_here(hub, model, tmp_path):
     (model / "config.json").unlink()
     (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path), "peft_type": "LORA"}))
-    (model / "args.json").unlink()
     export(ExportConfig(adapters=[str(model)], push_to_hub=True, hub_model_id="me/mine", hub_token="secret-token", use_hf=True))
     sent = json.loads(uploaded(hub, "me/mine")["adapter_config.json"])
     assert sent["base_model_name_or_path"] == tmp_path.name
-    assert "\nswift infer --adapters hf::me/mine\n" in uploaded(hub, "me/mine")["README.md"].decode()
+    lines = uploaded(hub, "me/mine")["README.md"].decode().split("```")[1].splitlines()
+    assert lines[1:] == ["hf download me/mine --local-dir mine && cd mine", "swift infer --model hf::org/base --adapters ."]
     assert json.loads((model / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tmp_path)
 
 

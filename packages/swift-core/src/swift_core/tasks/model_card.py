@@ -68,7 +68,7 @@ def render_card(
     if measured:
         lines += ["", "## Measured", "", "| what | value |", "|---|---|"]
         lines += [f"| {key} | {_value(value)} |" for key, value in measured.items()]
-    usage = [line for result in loaded for line in result.usage] or _usage(context)
+    usage = [line for result in loaded for line in result.usage] or _usage(context, base, hub)
     lines += ["", "## How to load it", "", "```", *_addressed(usage, name, hub), "```", ""]
     return "\n".join(lines)
 
@@ -151,10 +151,13 @@ def _value(value: Any) -> str:
     return _shown(value) if isinstance(value, str) else str(value)
 
 
-def _usage(context: ExportContext) -> list[str]:
-    if context.adapter is not None and not context.merged:
-        return ["swift infer --adapters {model}"]
-    return ["swift infer --model {model}"]
+def _usage(context: ExportContext, base: str, hub: str | None) -> list[str]:
+    if context.adapter is None or context.merged:
+        return ["swift infer --model {model}"]
+    # An adapter is taken from a folder.
+    return (
+        ["{download}", f"swift infer --model {_shown(base) if base else 'BASE'} --adapters ."] if hub else ["swift infer --adapters {name}"]
+    )
 
 
 def _addressed(usage: Sequence[str], name: str, hub: str | None) -> list[str]:
