@@ -50,7 +50,7 @@ def test_formula_with_dropout_has_the_right_gradients() -> None:
         torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 6), (3, 6), (5, 6), (5,), (2, 6), (5, 2))
     )
     weight, bias = weight.detach(), bias.detach()
-    found = lora_product(rows, weight, bias, down, up, 1.5, dropped=dropped)
+    found = lora_product(rows, lambda: weight, bias, down, up, 1.5, dropped=dropped)
     expected = rows @ weight.t() + bias + 1.5 * (dropped @ down.t()) @ up.t()
     torch.testing.assert_close(found, expected)
     wanted = [rows, dropped, down, up]
@@ -104,3 +104,19 @@ def test_dora_keeps_its_own_way() -> None:
     Fused(model, {"lora_linear": LoraLinearFusion()})
     for one, other in zip(results(model, rows), expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_four_bit_weights_are_unpacked_in_both_passes() -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    base = nn.Sequential(bnb.nn.modules.Linear4bit(64, 48, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"))
+    base[0].weight.data.normal_()
+    base = base.to("cpu")
+    base[0].weight = base[0].weight.to("cpu")
+    base[0].support_avx512bf16_for_cpu = False
+    model = get_peft_model(base, LoraConfig(r=2, lora_alpha=6, target_modules=["0"], init_lora_weights=False))
+    rows = torch.randn(3, 64, dtype=torch.bfloat16)
+    expected = results(model, rows)
+    assert Fused(model, {"lora_linear": LoraLinearFusion()}).counts == {"lora_linear": 1}
+    for one, other in zip(results(model, rows), expected, strict=True):
+        assert float((one.double() - other.double()).norm() / other.double().norm()) < 3e-2

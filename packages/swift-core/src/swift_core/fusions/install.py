@@ -86,6 +86,7 @@ def _equal(module: nn.Module, candidate: Forward) -> bool:
     width, dtype, device = _input_width(module), parameters[0].dtype, parameters[0].device
     # Rows of an input are in the number type of the layer's own weights, not in that of an adapter beside them.
     dtype = next((parameter.dtype for parameter in parameters if not parameter.requires_grad), dtype)
+    dtype = getattr(getattr(module, "base_layer", None), "compute_dtype", None) or dtype  # of packed weights
     training = module.training
     module.eval()
     try:
@@ -118,8 +119,8 @@ def _near(one: torch.Tensor, other: torch.Tensor, *, tolerance: float) -> bool:
 
 
 def _input_width(module: nn.Module) -> int:
-    """Return the size of the rows that a layer takes: the last dimension of its first weight."""
-    return next(_weights(module)).shape[-1]
+    """Return the size of the rows that a layer takes: what it says, or the last dimension of its first weight."""
+    return int(getattr(module, "in_features", 0)) or next(_weights(module)).shape[-1]
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:

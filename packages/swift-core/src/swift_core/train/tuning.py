@@ -44,8 +44,8 @@ class RunStart:
 
 def weights_dtype(config: SftConfig, folder: Path, *, device: str) -> torch.dtype:
     """Return the number type that a run loads the weights of a model folder in."""
-    beside = TUNERS.get(config.tuner.tuner_type).half_base and config.quantization.quant_method is None
-    return training_dtype(config.loading, folder, device=device, frozen=beside and config.training.bf16 is not False)
+    frozen = TUNERS.get(config.tuner.tuner_type).half_base and config.training.bf16 is not False
+    return training_dtype(config.loading, folder, device=device, frozen=frozen)
 
 
 @runtime_checkable
@@ -87,8 +87,12 @@ class SeveralAdapters(Protocol):
         """Return the model with a saved adapter under a name, frozen; other adapters stay as they are."""
         ...
 
-    def remove(self, model: nn.Module, name: str) -> None:
-        """Take an adapter off the model."""
+    def remove(self, model: nn.Module, name: str) -> nn.Module:
+        """Return the model without an adapter, the base model when it was the last."""
+        ...
+
+    def mixes_rows(self, model: nn.Module) -> bool:
+        """Say whether the rows of one batch may use different adapters."""
         ...
 
     def using(self, model: nn.Module, names: str | list[str | None] | None) -> AbstractContextManager[None]:

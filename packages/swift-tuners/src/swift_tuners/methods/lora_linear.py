@@ -14,6 +14,8 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
+Weight = Callable[[], torch.Tensor]
+
 
 class _LoraProduct(torch.autograd.Function):
     @staticmethod
@@ -21,7 +23,7 @@ class _LoraProduct(torch.autograd.Function):
         ctx: Any,
         rows: torch.Tensor,
         dropped: torch.Tensor | None,
-        weight: torch.Tensor,
+        weight: Weight,
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
@@ -30,22 +32,22 @@ class _LoraProduct(torch.autograd.Function):
         flat = rows.reshape(-1, rows.shape[-1])
         seen = flat if dropped is None else dropped.reshape(flat.shape)
         a, b = down.to(flat.dtype), (up * scale).to(flat.dtype)
-        found = torch.mm(flat, weight.t()) if bias is None else torch.addmm(bias, flat, weight.t())
+        found = torch.mm(flat, weight().t()) if bias is None else torch.addmm(bias.to(flat.dtype), flat, weight().t())
         low = torch.mm(seen, a.t())
         found.addmm_(low, b.t())
-        ctx.save_for_backward(seen, low, weight, a, b)
-        ctx.scale, ctx.dtypes, ctx.dropped = scale, (down.dtype, up.dtype), dropped is not None
+        ctx.save_for_backward(seen, low, a, b)
+        ctx.weight, ctx.scale, ctx.dtypes, ctx.dropped = weight, scale, (down.dtype, up.dtype), dropped is not None
         return found.view(*rows.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        seen, low, weight, a, b = ctx.saved_tensors
+        seen, low, a, b = ctx.saved_tensors
         above = outputs[0].reshape(-1, outputs[0].shape[-1])
         shape = (*outputs[0].shape[:-1], seen.shape[-1])
         of_low = torch.mm(above, b)
         of_rows = of_dropped = None
         if ctx.needs_input_grad[0]:
-            of_rows = torch.mm(above, weight)
+            of_rows = torch.mm(above, ctx.weight())
             if not ctx.dropped:
                 of_rows.addmm_(of_low, a)
             of_rows = of_rows.view(shape)
@@ -58,7 +60,7 @@ class _LoraProduct(torch.autograd.Function):
 
 def lora_product(
     rows: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     bias: torch.Tensor | None,
     down: torch.Tensor,
     up: torch.Tensor,
@@ -70,7 +72,8 @@ def lora_product(
 
     Args:
         rows: `[..., in]`.
-        weight: `[out, in]`, frozen, in the number type of the rows.
+        weight: returns W, `[out, in]`, frozen, in the number type of the rows; called in the forward and in the backward pass, so
+            that weights that are unpacked for it need not be kept.
         bias: `[out]`, frozen, or None.
         down: A, `[rank, in]`.
         up: B, `[out, rank]`.
@@ -81,29 +84,36 @@ def lora_product(
 
 
 class LoraLinearFusion:
-    """Knows PEFT's LoRA over a plain linear layer."""
+    """Knows PEFT's LoRA over a plain linear layer, and over one of bitsandbytes with 4 bits on a CPU."""
 
     def forwards(self, module: nn.Module) -> Iterable[Callable[..., torch.Tensor]]:
         """Return the layer with base and update in one function."""
-        if type(module) is not LoraLinear or type(module.get_base_layer()) is not nn.Linear:
-            return []
-        return [partial(_forward, module)]
+        if type(module) is LoraLinear and type(module.get_base_layer()) is nn.Linear:
+            return [partial(_forward, module, LoraLinear.forward, _as_it_is)]
+        kind: Any = type(module)
+        # Named, not imported: bitsandbytes is there only where its layers are.
+        if f"{kind.__module__}.{kind.__name__}" == "peft.tuners.lora.bnb.Linear4bit" and next(module.parameters()).device.type == "cpu":
+            return [partial(_forward, module, kind.forward, _unpacked)]
+        return []
 
 
-def _forward(module: Any, rows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _forward(
+    module: Any, own: Callable[..., torch.Tensor], dense: Callable[..., Weight | None], rows: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
     names = module.active_adapters
     name = names[0] if len(names) == 1 else None
     base = module.get_base_layer()
-    if args or kwargs or name is None or not _plain(module, base, name, rows):
-        return LoraLinear.forward(module, rows, *args, **kwargs)
+    weight = None if args or kwargs or name is None or not _plain(module, base, name, rows) else dense(base, rows)
+    if weight is None:
+        return own(module, rows, *args, **kwargs)
     dropout = module.lora_dropout[name]
     dropped = dropout(rows) if module.training and isinstance(dropout, nn.Dropout) and dropout.p else None
     return lora_product(
-        rows, base.weight, base.bias, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], dropped=dropped
+        rows, weight, base.bias, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], dropped=dropped
     )
 
 
-def _plain(module: Any, base: nn.Linear, name: str, rows: torch.Tensor) -> bool:
+def _plain(module: Any, base: nn.Module, name: str, rows: torch.Tensor) -> bool:
     """Say whether the layer does nothing more than the formula just now."""
     return (
         name in module.lora_A
@@ -113,8 +123,21 @@ def _plain(module: Any, base: nn.Linear, name: str, rows: torch.Tensor) -> bool:
         and module.lora_B[name].bias is None
         and type(module.lora_A[name]) is nn.Linear
         and not any(parameter.requires_grad for parameter in base.parameters())
-        and type(base.weight) is nn.Parameter
-        and base.weight.dtype == rows.dtype
         and not (base._forward_hooks or base._forward_pre_hooks)
         and not torch.is_autocast_enabled(rows.device.type)
     )
+
+
+def _as_it_is(base: nn.Linear, rows: torch.Tensor) -> Weight | None:
+    weight = base.weight
+    return (lambda: weight) if type(weight) is nn.Parameter and weight.dtype == rows.dtype else None
+
+
+def _unpacked(base: Any, rows: torch.Tensor) -> Weight | None:
+    """Return what unpacks 4-bit weights, unless they are rearranged for answering or the layer computes in another number type."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = base.weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False) or base.compute_dtype not in (None, rows.dtype):
+        return None
+    return lambda: dequantize_4bit(base.weight.data, state).to(rows.dtype)
