@@ -114,6 +114,7 @@ def test_four_bit_weights_are_unpacked_in_both_passes() -> None:
     base = base.to("cpu")
     base[0].weight = base[0].weight.to("cpu")
     base[0].support_avx512bf16_for_cpu = False
+    base.is_loaded_in_4bit = True
     model = get_peft_model(base, LoraConfig(r=2, lora_alpha=6, target_modules=["0"], init_lora_weights=False))
     rows = torch.randn(3, 64, dtype=torch.bfloat16)
     expected = results(model, rows)
