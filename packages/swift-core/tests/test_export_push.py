@@ -87,11 +87,30 @@ def test_a_card_says_how_to_load_what_lies_beside_it(hub, expected):
         "ollama": ExportResult(method="a Modelfile", usage=["ollama create it -f Modelfile"]),
     }
     context = begin(ExportConfig(model="hf::org/base", push_to_hub=True, hub_model_id="me/folder"))
-    loaded = [made[name] for name in ("merge", "quantize", "gguf")]
-    card = render_card(made, context, name="me/folder" if hub else "folder", loaded=loaded, hub=hub)
+    card = render_card(made, context, name="me/folder" if hub else "folder", loaded=["merge", "quantize", "gguf"], hub=hub)
     lines = card.split("## How to load it\n\n```\n")[1].split("\n```")[0].splitlines()
     assert lines == [*expected, *(["swift infer --model w.gguf"] if hub else [])]
     assert all(f"- {result.method}" in card for result in made.values())
+
+
+@pytest.mark.parametrize(
+    ("loaded", "library"),
+    [
+        (["merge"], "transformers"),
+        (["gguf"], "gguf"),
+        (["gguf", "ollama"], "gguf"),
+        (["merge", "gguf"], "transformers"),
+        (["peft"], "peft"),
+    ],
+)
+def test_a_card_names_the_library_of_the_files_beside_it(tmp_path, loaded, library):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    context = begin(ExportConfig(model="hf::org/base", adapters=[str(adapter)], push_to_hub=True, hub_model_id="me/mine"))
+    made = {name: ExportResult(method=name) for name in ("peft", "merge", "gguf", "ollama")}
+    card = render_card(made, context, name="folder", loaded=loaded)
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == library
 
 
 def test_a_card_names_the_licence_of_the_base_model_where_it_is_known(hub, model, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -16,6 +17,7 @@ from swift_core.cards.models import families
 from swift_core.config.quantization import QuantizationSection
 from swift_core.config.sections import ModelSection
 from swift_core.errors import ModelError
+from swift_core.hub.quiet import quiet_stderr
 from swift_core.hub.resolve import resolve
 from swift_core.models.adapters.code import adapted_class, own_class
 from swift_core.models.adapters.find import find_own_code, finish_model, load_adapter
@@ -295,7 +297,8 @@ def _load(
     device_map: str | dict[str, Any] | None,
     packing: Any,
 ) -> PreTrainedModel:
-    with quiet_transformers():
+    # Libraries that unpack weights draw bars of their own.
+    with quiet_transformers(), quiet_stderr() if getattr(config, "quantization_config", None) else nullcontext():
         try:
             loaded: Any = auto.from_pretrained(
                 folder,

@@ -35,7 +35,7 @@ def push(context: ExportContext) -> ExportResult:
         staged = Path(scratch)
         names = [name for folder in folders for name in _stage(folder, staged)]
         _check(staged, folders)
-        loaded = [result for action, result in context.results.items() if context.folders.get(action) in folders]
+        loaded = [action for action in context.results if context.folders.get(action) in folders]
         text = render_card(context.results, context, name=repo_id, loaded=loaded, hub=hub_name)
         (staged / CARD).write_text(text, encoding="utf-8")
         size = sum(file.stat().st_size for file in staged.iterdir())

@@ -34,12 +34,12 @@ def write_card(folder: Path, results: Mapping[str, ExportResult], context: Expor
         context: model, adapter, data and settings.
         name: heading.
     """
-    text = render_card(results, context, name=name, loaded=list(results.values())[-1:])
+    text = render_card(results, context, name=name, loaded=list(results)[-1:])
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def render_card(
-    results: Mapping[str, ExportResult], context: ExportContext, *, name: str, loaded: Sequence[ExportResult], hub: str | None = None
+    results: Mapping[str, ExportResult], context: ExportContext, *, name: str, loaded: Sequence[str], hub: str | None = None
 ) -> str:
     """Return the text of a model card; paths of this machine are cut down to names.
 
@@ -47,12 +47,12 @@ def render_card(
         results: action -> what it did, in order.
         context: model, adapter, data and settings.
         name: of the folder, or ORG/NAME of the repository.
-        loaded: results that lie in this folder or repository.
+        loaded: actions whose results lie in this folder or repository.
         hub: `hf` or `ms`, for a repository.
     """
     base = base_model(context)
     trained = [str(item) for item in context.args.get("dataset") or []]
-    front = _front_matter(results, context, base, trained)
+    front = _front_matter(results, context, base, trained, loaded)
     title = name.split("/")[-1]
     lines = ["---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False).strip(), "---", "", f"# {title}", ""]
     lines += [f"Base model: {_shown(base) if base else 'not known'}", ""]
@@ -68,7 +68,7 @@ def render_card(
     if measured:
         lines += ["", "## Measured", "", "| what | value |", "|---|---|"]
         lines += [f"| {key} | {_value(value)} |" for key, value in measured.items()]
-    usage = [line for result in loaded for line in result.usage] or _usage(context, base, hub)
+    usage = [line for action in loaded for line in results[action].usage] or _usage(context, base, hub)
     lines += ["", "## How to load it", "", "```", *_addressed(usage, name, hub), "```", ""]
     return "\n".join(lines)
 
@@ -95,7 +95,9 @@ def license_of(folder: Path) -> str | None:
     return str(found) if found else None
 
 
-def _front_matter(results: Mapping[str, ExportResult], context: ExportContext, base: str, trained: list[str]) -> dict[str, Any]:
+def _front_matter(
+    results: Mapping[str, ExportResult], context: ExportContext, base: str, trained: list[str], loaded: Sequence[str]
+) -> dict[str, Any]:
     front: dict[str, Any] = {}
     local = existing_path(base) if base else None
     license_name = license_of(local) if local is not None and local.is_dir() else None
@@ -112,17 +114,17 @@ def _front_matter(results: Mapping[str, ExportResult], context: ExportContext, b
     data = [found for item in trained if (found := _repository(parse_dataset_id(item).name))]
     if data:
         front["datasets"] = list(dict.fromkeys(data))
-    library = (
-        "gguf"
-        if set(results) and set(results) <= {"gguf", "ollama"}
-        else "peft"
-        if context.adapter and not context.merged
-        else "transformers"
-    )
-    front["library_name"] = library
+    front["library_name"] = _library(context, loaded)
     front["pipeline_tag"] = "text-generation"
     front["tags"] = ["swift", *dict.fromkeys(tag for result in results.values() for tag in result.tags)]
     return front
+
+
+def _library(context: ExportContext, loaded: Sequence[str]) -> str:
+    if loaded and set(loaded) <= {"gguf", "ollama"}:
+        return "gguf"
+    adapter = list(loaded) == ["peft"] or (not loaded and context.adapter is not None and not context.merged)
+    return "peft" if adapter else "transformers"
 
 
 def _repository(name: str) -> str:

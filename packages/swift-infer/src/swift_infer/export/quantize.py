@@ -133,8 +133,10 @@ def _proved(context: ExportContext, folder: Path, options: QuantSection, source:
 
 def _usage(options: QuantSection) -> list[str]:
     library = "bitsandbytes" if options.quant_method == "bnb" else "compressed-tensors"
+    # vLLM multiplies other packed weights on GPUs only, and reads those of bitsandbytes with a plugin.
     where = "" if options.quant_method in CALIBRATED and options.bits == 4 else "  # on a GPU"
-    return [f"pip install {library}", "swift infer --model {model}", "vllm serve {name}" + where]
+    served = [] if options.quant_method == "bnb" else ["vllm serve {name}" + where]
+    return [f"pip install {library}", "swift infer --model {model}", *served]
 
 
 def _require(method: str) -> None:
