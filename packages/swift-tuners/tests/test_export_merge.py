@@ -53,6 +53,7 @@ def test_merge_says_how_the_answers_agree_and_writes_a_card(base, checkpoint, ca
     assert compare(adapted, answers(AutoModelForCausalLM.from_pretrained(folder), base)).max_difference < 1e-5
     card = (folder / "README.md").read_text()
     assert "trained on org/chats (tuner_type lora, lora_rank 8)" in card and "merged against adapter on its base" in card
+    assert "library_name: transformers" in card and "\nswift infer --model checkpoint-3-merged\n" in card
     assert main(["export", "--adapters", str(checkpoint), "--merge_lora", "true"]) == 1
     assert "--exist_ok" in capsys.readouterr().err
     assert main(["export", "--adapters", str(checkpoint), "--merge_lora", "true", "--exist_ok", "true"]) == 0
