@@ -95,7 +95,8 @@ def _proved(context: ExportContext, folder: Path, options: QuantSection, source:
     dtype = resolve_dtype(section, folder, device="cpu") if options.quant_method != "bnb" else _kept_dtype(source)
     with quiet_stderr():
         model = load_model(section, folder, dtype=dtype)
-    after = _measure(model, rows.held_out)
+        # Unpacked in the first pass, with a bar.
+        after = _measure(model, rows.held_out)
     engine = TransformersEngine.from_model(model, source.tokenizer, model_name=folder.name)
     answer = engine.infer([InferRequest(messages=[{"role": "user", "content": _QUESTION}])], RequestConfig(max_tokens=40, temperature=0))
     said = " ".join((answer[0].choices[0].message.content or "").split())
