@@ -24,6 +24,11 @@ def complaint(values: dict[str, Any], usual_norm: float | None) -> tuple[str, st
         usual_norm: median of the gradient norms before it; None while there are too few.
     """
     loss, norm = values.get("loss"), values.get("grad_norm")
+    if norm == 0 and values.get("frac_reward_zero_std") == 1:
+        return "nothing to compare", (
+            "all answers to a prompt got the same reward: look at completions.jsonl in the run folder; easier prompts, a reward with more "
+            "shades, more --num_generations or --dynamic_sample true help"
+        )
     if loss == 0 and norm == 0:
         return "nothing is learned", (
             "loss and gradient are 0: no token of these steps is trained. Look at the mask with `swift data preview`; often "

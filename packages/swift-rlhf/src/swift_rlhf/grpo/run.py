@@ -1,0 +1,131 @@
+"""`swift rlhf --rlhf_type grpo`: from settings to a trained model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from swift_core.data.report import write_rejected
+from swift_core.data.sources import LoadedData, load_datasets
+from swift_core.models.loading import load_model, load_processor, resolve_model_folder
+from swift_core.plugins import load_plugin_files
+from swift_core.registry import import_target
+from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.tasks.sft import build_model
+from swift_core.templates.chat import ChatTemplate
+from swift_core.templates.media import build_processor_template
+from swift_core.train.output import TrainOutput
+from swift_core.train.parallel import make_world, training_device
+from swift_core.train.tuning import load_tuner, weights_dtype
+from torch import nn
+
+from swift_rlhf.config import RlhfConfig
+from swift_rlhf.config.grpo import round_size
+from swift_rlhf.grpo.prompts import question
+from swift_rlhf.grpo.trainer import GRPOTrainer, usable
+from swift_rlhf.rollout.schedulers import Scheduler
+
+
+def train(config: RlhfConfig) -> TrainOutput:
+    """Run GRPO from start to end.
+
+    Raises:
+        SwiftError: with the fix, for everything that can go wrong on the way.
+    """
+    world = make_world(config)
+    data, template, processor, folder = _prepare(config)
+    say(world, ["data:", *indented(data.report.summary())])
+    model, tuner = build_model(config, folder)
+    trainer = GRPOTrainer(
+        model,
+        (),
+        config,
+        data.train,
+        processing_class=processor,
+        template=template,
+        ref_model=_reference(config),
+        scheduler=_scheduler(config),
+        tuner=tuner,
+        world=world,
+    )
+    try:
+        run_dir = trainer.locate()
+        if world.is_main and config.data.on_bad_row == "quarantine" and data.report.bad:
+            count = write_rejected(data.report, run_dir / "rejected.jsonl")
+            say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
+        say(world, [*_round_lines(config, trainer), *plan_lines(trainer, model, world)])
+        output = trainer.train()
+    finally:
+        trainer.close()
+    say(world, result_lines(output))
+    return output
+
+
+def _prepare(config: RlhfConfig) -> tuple[LoadedData, ChatTemplate, Any, Any]:
+    data = load_datasets(config.data, config.loading, need_answer=False)
+    folder = resolve_model_folder(config.loading)
+    loading = config.loading
+    processor = load_processor(
+        folder, trust_remote_code=loading.trust_remote_code, new_special_tokens=loading.special_tokens, model_type=loading.model_type
+    )
+    return data, build_processor_template(processor, config.chat, config.media), processor, folder
+
+
+def _reference(config: RlhfConfig) -> nn.Module | None:
+    """Return the reference model; None where the model without its adapters is it, or none is needed."""
+    task = config.task
+    if not task.beta:
+        return None
+    full = config.tuner.tuner_type == "full"
+    if task.ref_model is None and not full and not config.loading.adapters:
+        return None
+    values: dict[str, Any] = {"model": task.ref_model or config.loading.model}
+    if task.ref_model is not None:
+        values |= {"model_type": task.ref_model_type, "model_revision": task.ref_model_revision}
+    section = config.loading.model_copy(update=values)
+    folder = resolve_model_folder(section)
+    device = training_device(use_cpu=config.launch.use_cpu)
+    model: nn.Module = load_model(section, folder, dtype=weights_dtype(config, folder, device=device), task_type="causal_lm", device=device)
+    for adapter in task.ref_adapters or ([] if task.ref_model is not None else config.loading.adapters):
+        model = load_tuner(config.tuner.tuner_type).load(model, Path(adapter), trainable=False)
+    return model
+
+
+def _scheduler(config: RlhfConfig) -> Scheduler | None:
+    reference = config.grpo.multi_turn_scheduler
+    if reference is None:
+        return None
+    place, _, attribute = reference.rpartition(":")
+    module = load_plugin_files([place])[0] if place.endswith(".py") else place
+    return import_target(f"{module}:{attribute}", needed_for="--multi_turn_scheduler")()
+
+
+def _round_lines(config: RlhfConfig, trainer: GRPOTrainer) -> list[str]:
+    prompts = trainer.prompts
+    dropped = f", {prompts.dropped} left out for their length" if prompts.dropped else ""
+    total = round_size(config)
+    count = config.grpo.num_generations
+    return [
+        f"prompts: {len(prompts.samples)}, the longest of {prompts.longest} tokens{dropped}",
+        f"round: {total // count} prompts x {count} answers of at most {config.sampling.max_completion_length} tokens, "
+        f"{trainer.task.answers} of a sample; rewards: {', '.join(reward.name for reward in trainer.pool.rewards)}",  # pyright: ignore[reportAttributeAccessIssue]
+    ]
+
+
+def show(config: RlhfConfig) -> None:
+    """Print the first prompts as the model reads them; nothing is generated or trained.
+
+    Raises:
+        SwiftError: for everything that would stop the run before its first step.
+    """
+    data, template, _, _ = _prepare(config)
+    found = usable(data.train, template, config.chat.max_length)
+    lines: list[str] = []
+    for sample in found.samples[:3]:
+        messages, columns = question(sample)
+        lines += [f"--- {sample.origin}", template.tokenizer.decode(template.encode_prompt(messages, sample.tools))]
+        lines += [f"columns for rewards: {', '.join(f'{name}={value!r}' for name, value in columns.items()) or 'none'}"]
+    lines += ["", "data:", *indented(data.report.summary())]
+    lines += [f"prompts: {len(found.samples)}, the longest of {found.longest} tokens, {found.dropped} left out for their length"]
+    sys.stdout.write("\n".join([*lines, "", "nothing was trained: remove --dry_run to start", ""]))

@@ -1,0 +1,199 @@
+"""What GRPO teaches: answers with a positive advantage become likelier, others less likely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from swift_core.protocols import EncodedSample
+from swift_core.scoring.scorer import Scorer
+from torch import Tensor, nn
+
+from swift_rlhf.config.grpo import GrpoSection
+from swift_rlhf.grpo.metrics import Meter
+from swift_rlhf.grpo.samples import AnswerBatch, AnswerGroup, collate_answers
+from swift_rlhf.losses import (
+    OBJECTIVES,
+    Sum,
+    kl_estimate,
+    off_policy_sequence_mask,
+    padded,
+    policy_loss,
+    rollout_diagnostics,
+    rollout_weights,
+    sample_weights,
+)
+from swift_rlhf.losses.policy import PolicyLossType
+from swift_rlhf.losses.rollout_correction import CorrectionLevel, CorrectionMode
+from swift_rlhf.losses.tokens import masked
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is optimised.
+
+    Attributes:
+        grpo: settings of the objective.
+        loss_type: its name.
+        beta: weight of the distance from the reference in the loss; 0 where it is none, or in the reward.
+        temperature: that answers are sampled with.
+        max_completion_length: tokens that an answer may have.
+    """
+
+    grpo: GrpoSection
+    loss_type: str
+    beta: float
+    temperature: float
+    max_completion_length: int
+
+    @property
+    def skips(self) -> bool:
+        """Say whether answers with an advantage of 0 can be left out: they would change nothing but the weight."""
+        return self.beta == 0 and self.loss_type != "bnpo"
+
+
+class GrpoTask:
+    """The task of a GRPO run.
+
+    Args:
+        objective: what is optimised.
+        meter: takes what is logged.
+        answers: answers that a sample holds.
+        shared: whether a prompt is computed once for its answers.
+    """
+
+    def __init__(self, objective: Objective, meter: Meter, *, answers: int, shared: bool = True) -> None:
+        self.objective = objective
+        self.answers = answers
+        self.packs = shared
+        aggregation = OBJECTIVES[objective.loss_type].aggregation
+        self.unit = {"token_mean": "tokens", None: "groups"}.get(aggregation, "answers")
+        self._aggregation = aggregation
+        self._meter = meter
+        self._scorer: Scorer | None = None
+
+    def weight(self, sample: EncodedSample) -> int:
+        """Return how much of the normaliser a group is, answers that are left out included."""
+        counts = torch.tensor([answer.tokens for answer in cast(AnswerGroup, sample).answers])
+        if self._aggregation is None:
+            return int(bool(counts.any()))
+        mask = torch.arange(int(counts.max())) < counts[:, None]
+        return int(sample_weights(mask, self._aggregation, max_completion_length=self.objective.max_completion_length).sum())
+
+    def length(self, sample: EncodedSample) -> int:
+        """Return the tokens that go through the model: 0 where nothing is to be learned."""
+        active = [len(answer.ids) for answer in cast(AnswerGroup, sample).answers if self._active(answer)]
+        if not active:
+            return 0
+        prompt = len(sample.input_ids)
+        return prompt + sum(active) if self.packs else sum(prompt + tokens for tokens in active)
+
+    def _active(self, answer: Any) -> bool:
+        return answer.tokens > 0 and (answer.advantage != 0 or not self.objective.skips)
+
+    def collate(self, samples: Sequence[EncodedSample], *, pad_token_id: int) -> AnswerBatch:
+        """Lay prompts out once, with their answers as branches."""
+        groups = cast(Sequence[AnswerGroup], samples)
+        return collate_answers(groups, pad_token_id=pad_token_id, shared=self.packs, inert=not self.objective.skips)
+
+    def loss(self, model: nn.Module, batch: AnswerBatch) -> Tensor:
+        """Return the summed policy loss of a batch."""
+        if not batch.lengths:
+            return sum((weight.sum() * 0 for weight in model.parameters() if weight.requires_grad), torch.zeros(()))
+        objective, settings = self.objective, self.objective.grpo
+        found = self.scored_by(model).logps(batch.rows, temperature=objective.temperature, entropy=settings.log_entropy)
+        logps, mask = padded(found.logps, batch.lengths)
+        old = torch.where(batch.old_logps.isnan(), logps.detach(), batch.old_logps)
+        weights = self._correction(old, batch, mask)
+        kl = kl_estimate(logps, torch.nan_to_num(batch.ref_logps), estimator=settings.kl_estimator) if objective.beta else None
+        keep = batch.keep
+        if settings.off_policy_sequence_mask_delta is not None:
+            sampler = torch.where(batch.sampler_logps.isnan(), old, batch.sampler_logps)
+            stays = off_policy_sequence_mask(logps, sampler, batch.advantages, mask, delta=settings.off_policy_sequence_mask_delta)
+            keep = stays.expand(mask.shape) if keep is None else keep & stays
+        result = policy_loss(
+            logps,
+            old,
+            batch.advantages,
+            mask,
+            loss_type=cast(PolicyLossType, objective.loss_type),
+            importance_sampling_level=settings.importance_sampling_level,
+            max_completion_length=objective.max_completion_length,
+            epsilon=settings.epsilon,
+            epsilon_high=settings.epsilon_high,
+            delta=settings.delta,
+            dual_clip=settings.dual_clip,
+            dynamic_clip=settings.dynamic_clip,
+            cispo_cap=settings.cispo_cap,
+            tau_pos=settings.tau_pos,
+            tau_neg=settings.tau_neg,
+            real_tau=settings.real_tau,
+            fipo_decay_rate=settings.fipo_decay_rate,
+            fipo_clip_range=settings.fipo_clip_range,
+            fipo_clip_high_only=settings.fipo_clip_high_only,
+            fipo_safety_threshold=settings.fipo_safety_threshold,
+            group_ids=batch.group_ids,
+            keep=keep,
+            weights=weights,
+            kl=kl,
+            kl_coef=objective.beta,
+        )
+        self._log(batch, logps.detach(), old, mask, kl, weights, found.entropies)
+        self._meter.add(result.metrics)
+        return result.loss.total
+
+    def _correction(self, old: Tensor, batch: AnswerBatch, mask: Tensor) -> Tensor | None:
+        mode = self.objective.grpo.rollout_importance_sampling_mode
+        if mode is None:
+            return None
+        level, _, how = mode.partition("_")
+        upper = self.objective.grpo.rollout_importance_sampling_threshold
+        return rollout_weights(
+            old, batch.sampler_logps, mask, level=cast(CorrectionLevel, level), mode=cast(CorrectionMode, how), upper=upper
+        )
+
+    def _log(
+        self,
+        batch: AnswerBatch,
+        logps: Tensor,
+        old: Tensor,
+        mask: Tensor,
+        kl: Tensor | None,
+        weights: Tensor | None,
+        entropies: Tensor | None,
+    ) -> None:
+        count = mask.sum()
+        self._meter.add_value("entropy_estimate", float(-masked(logps, mask).sum()), float(count))
+        if entropies is not None:
+            self._meter.add_value("entropy", float(entropies.sum()), float(count))
+        if kl is not None:
+            self._meter.add({"kl": Sum(masked(kl.detach(), mask).sum(), count)})
+        if not batch.sampler_logps.isnan().all():
+            self._meter.add_rollout(rollout_diagnostics(old, batch.sampler_logps, mask, weights))
+
+    def scored_by(self, model: nn.Module) -> Scorer:
+        """Return the scorer of a model."""
+        if self._scorer is None or self._scorer.model is not model:
+            self._scorer = Scorer(model)
+        return self._scorer
+
+    def log_values(self) -> dict[str, float]:
+        """Return what has been logged since the last call."""
+        return self._meter.values()
+
+    def measure(self, model: nn.Module, batch: Any) -> Any:
+        """Refuse: a run has no evaluation data."""
+        raise NotImplementedError("GRPO has no evaluation data")
+
+    def metrics(self, parts: Iterable[Any]) -> dict[str, float]:
+        """Return no metrics: a run has no evaluation data."""
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: weights and tokenizer say everything."""
+
+
+__all__ = ["GrpoTask", "Objective"]

@@ -1,0 +1,268 @@
+"""The trainer of GRPO: model, rewards and prompts put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from swift_core.config.sections import TemplateSection
+from swift_core.config.training import TrainingConfig
+from swift_core.data.formats import to_sample
+from swift_core.errors import ConfigError, DataError, Problem
+from swift_core.models.processing import tokenizer_of
+from swift_core.protocols import Sample, Tuner
+from swift_core.templates.chat import ChatTemplate, build_template
+from swift_core.train.dealing import CPU_TOKENS
+from swift_core.train.parallel import World, make_world
+from swift_core.train.trainer import Trainer
+from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+
+from swift_rlhf.config.grpo import answers_of_sample, round_size
+from swift_rlhf.config.python import GRPOConfig
+from swift_rlhf.grpo.metrics import Meter
+from swift_rlhf.grpo.prompts import PromptCursor, question
+from swift_rlhf.grpo.record import Completions
+from swift_rlhf.grpo.reference import LogpsPass
+from swift_rlhf.grpo.rollouts import Rollouts
+from swift_rlhf.grpo.stream import RolloutStream, Round
+from swift_rlhf.grpo.task import GrpoTask, Objective
+from swift_rlhf.rewards.functions import Reward, make_rewards
+from swift_rlhf.rewards.pool import RewardPool
+from swift_rlhf.rollout.continuation import TemplatePrompter
+from swift_rlhf.rollout.engine import RolloutEngine
+from swift_rlhf.rollout.play import Limits
+from swift_rlhf.rollout.sampling import Sampling
+from swift_rlhf.rollout.schedulers import Scheduler, SingleTurn
+from swift_rlhf.rollout.transformers_sampler import TransformersSampler
+
+KL_IN_REWARD = ("rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What became of the prompts.
+
+    Attributes:
+        samples: those that are used.
+        dropped: how many are longer than `--max_length`.
+        longest: tokens of the longest one that is used.
+    """
+
+    samples: list[Sample]
+    dropped: int
+    longest: int
+
+
+class GRPOTrainer(Trainer):
+    """Trains a model on answers of its own.
+
+    Args:
+        model: from `get_model_tokenizer`, or prepared by `Swift.prepare_model`.
+        reward_funcs: functions `reward(completions, **columns)`, sync or async, or what `--reward_funcs` takes; added to those of `args`.
+        args: `GRPOConfig(...)`, or the config of `swift rlhf`.
+        train_dataset: prompts, in any format of `--dataset`; further columns go to the rewards.
+        processing_class: the tokenizer. `tokenizer` is the same thing.
+        template: renders prompts; default: the tokenizer's own chat template.
+        ref_model: model to stay close to; default: the model without its adapters.
+        scheduler: plays the other side of conversations of several turns.
+        engine: writes the answers; default: the model itself, in this process.
+        tuner: knows how to save and restore the trained part; found from the model when not given.
+        callbacks: `transformers.TrainerCallback` objects.
+        world: the processes of the run, when they have been joined already.
+
+    Raises:
+        DataError: when a row is bad or no prompt is left.
+        ConfigError: for settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reward_funcs: Sequence[Callable[..., Any] | str] | Callable[..., Any] = (),
+        args: TrainingConfig | None = None,
+        train_dataset: Iterable[Any] | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        template: ChatTemplate | None = None,
+        ref_model: nn.Module | None = None,
+        scheduler: Scheduler | None = None,
+        engine: RolloutEngine | None = None,
+        tuner: Tuner | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        world: World | None = None,
+    ) -> None:
+        settings: Any = args or GRPOConfig()
+        given = processing_class or tokenizer
+        if template is None and given is None:
+            raise DataError("there is no tokenizer", fix="GRPOTrainer(..., processing_class=tokenizer)")
+        template = template or build_template(tokenizer_of(given), TemplateSection())
+        words = template.tokenizer
+        world = world or make_world(settings)
+        self.pool = RewardPool(
+            _rewards(reward_funcs, settings),
+            on_error=settings.rewarding.reward_on_error,
+            processes=settings.rewarding.reward_processes,
+            plugin_files=settings.launch.external_plugins,
+        )
+        limit = settings.chat.max_length if "chat" in type(settings).model_fields else None
+        self.prompts = usable(as_samples(train_dataset), template, limit)
+        objective = _objective(settings)
+        grpo = settings.grpo
+        beta = float(settings.task.beta or 0.0)
+        kl_in_reward = bool(beta) and (grpo.kl_in_reward if grpo.kl_in_reward is not None else grpo.advantage_estimator in KL_IN_REWARD)
+        if ref_model is not None:
+            ref_model.requires_grad_(False).eval().to(world.device)
+        shared = settings.training.padding_free is not False
+        meter = Meter(world)
+        task = GrpoTask(objective, meter, answers=answers_of_sample(settings), shared=shared)
+        stops = _stops(template)
+        self.rollout_engine: RolloutEngine = engine or TransformersSampler(model, words, stops, max_rows=settings.sampling.rollout_batch_size)
+        rollouts = Rollouts(
+            self.rollout_engine,
+            self.pool,
+            TemplatePrompter(template),
+            scheduler or SingleTurn(),
+            sampling=_sampling(settings),
+            limits=Limits(max_turns=grpo.max_turns, max_completion_length=settings.sampling.max_completion_length),
+            world=world,
+            decode=words.decode,
+            num_generations=grpo.num_generations,
+            seed=settings.training.seed,
+        )
+        pad = words.pad_token_id
+        passes = LogpsPass(
+            model,
+            ref_model,
+            world,
+            temperature=objective.temperature,
+            tokens=settings.training.per_device_token_budget or 4 * CPU_TOKENS,
+            shared=shared,
+            pad_token_id=pad if isinstance(pad, int) else 0,
+        )
+        plan = _round(settings, world, beta, kl_in_reward, self.pool.weights, task.answers)
+        folder = (lambda: self.locate()) if grpo.log_completions and world.is_main else None
+        cursor = PromptCursor(self.prompts.samples, seed=settings.training.seed, shuffle=settings.training.train_dataloader_shuffle)
+        stream = RolloutStream(rollouts, cursor, passes, grpo, plan, meter, Completions(folder))
+        super().__init__(
+            model,
+            settings,
+            stream,
+            tokenizer=words,
+            processor=given if given is not words else None,
+            tuner=tuner,
+            callbacks=callbacks,
+            world=world,
+            task=task,
+        )
+
+    def close(self) -> None:
+        """End the processes of rewards and free the engine."""
+        self.pool.close()
+        self.rollout_engine.close()
+
+
+def as_samples(rows: Iterable[Any] | None) -> list[Sample]:
+    """Return prompts as samples.
+
+    Raises:
+        DataError: when a row is bad.
+    """
+    return [
+        row if isinstance(row, Sample) else to_sample(_row(row), f"train_dataset[{place}]", need_answer=False)
+        for place, row in enumerate(rows or [])
+    ]
+
+
+def _row(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    # TRL's rows have the conversation in `prompt`.
+    prompt = row.get("prompt")
+    return {**{key: value for key, value in row.items() if key != "prompt"}, "messages": prompt} if isinstance(prompt, list) else row
+
+
+def usable(samples: Sequence[Sample], template: ChatTemplate, max_length: int | None) -> Prompts:
+    """Return the prompts that are not too long.
+
+    Raises:
+        DataError: when none is left.
+    """
+    kept: list[Sample] = []
+    longest = 0
+    for sample in samples:
+        messages, _ = question(sample)
+        length = len(template.encode_prompt(messages, sample.tools))
+        if max_length is None or length <= max_length:
+            kept.append(sample)
+            longest = max(longest, length)
+    if samples and not kept:
+        raise DataError(f"all {len(samples)} prompts are longer than --max_length {max_length}", fix="raise --max_length")
+    return Prompts(kept, len(samples) - len(kept), longest)
+
+
+def _rewards(given: Any, settings: Any) -> list[Reward]:
+    rewarding = settings.rewarding
+    functions = list(given) if isinstance(given, list | tuple) else [given]
+    references = [*rewarding.reward_funcs, *(each for each in functions if isinstance(each, str))]
+    own = [each for each in functions if not isinstance(each, str)]
+    weights = list(rewarding.reward_weights) or [1.0] * (len(references) + len(own))
+    if len(weights) != len(references) + len(own):
+        what = f"{len(weights)} weights for {len(references) + len(own)} rewards"
+        raise ConfigError([Problem("--reward_weights", what, "one weight for each reward")])
+    made = make_rewards(
+        references,
+        weights=weights[: len(references)],
+        options=rewarding.options(settings.sampling.max_completion_length),
+        channels=rewarding.reward_channels,
+        timeout=rewarding.reward_timeout,
+    )
+    named = [
+        Reward(name=getattr(each, "__name__", type(each).__name__), function=each, weight=weight, timeout=rewarding.reward_timeout)
+        for each, weight in zip(own, weights[len(references) :], strict=True)
+    ]
+    return [*made, *named]
+
+
+def _objective(settings: Any) -> Objective:
+    grpo = settings.grpo
+    beta = float(settings.task.beta or 0.0)
+    in_reward = grpo.kl_in_reward if grpo.kl_in_reward is not None else grpo.advantage_estimator in KL_IN_REWARD
+    loss_type = settings.task.loss_type[0]
+    if grpo.scale_rewards == "gdpo" and in_reward and beta:
+        raise ConfigError([Problem("--kl_in_reward", "gdpo compares each reward by itself", "--kl_in_reward false")])
+    return Objective(grpo, loss_type, 0.0 if in_reward else beta, settings.sampling.temperature, settings.sampling.max_completion_length)
+
+
+def _sampling(settings: Any) -> Sampling:
+    section = settings.sampling
+    return Sampling(
+        temperature=section.temperature,
+        top_k=section.top_k,
+        top_p=section.top_p,
+        min_p=section.min_p,
+        repetition_penalty=section.repetition_penalty,
+        stop=tuple(section.stop_words),
+    )
+
+
+def _stops(template: ChatTemplate) -> list[int]:
+    eos: Any = template.tokenizer.eos_token_id
+    return list(dict.fromkeys([*template.stop_token_ids, *([eos] if isinstance(eos, int) else [])]))
+
+
+def _round(settings: Any, world: World, beta: float, kl_in_reward: bool, weights: torch.Tensor, part: int) -> Round:
+    training, grpo = settings.training, settings.grpo
+    per_step = training.per_device_train_batch_size * (training.gradient_accumulation_steps or 1) * world.size
+    total = round_size(settings)
+    return Round(
+        prompts=total // grpo.num_generations,
+        part=part,
+        updates=total // per_step * grpo.num_iterations,
+        samples_per_step=per_step // part,
+        beta=beta,
+        kl_in_reward=kl_in_reward,
+        weights=weights,
+        max_completion_length=settings.sampling.max_completion_length,
+    )
