@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from swift_core.scoring.attention import packed, packed_attention, set_text_attention, text_attention
-from swift_core.scoring.layout import Layout
+from swift_core.batching.layout import Layout
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
