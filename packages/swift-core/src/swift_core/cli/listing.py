@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from swift_core.config.combinations import MODES, table
 from swift_core.errors import ConfigError, Problem
 from swift_core.registry import REGISTRIES, Registry, nearest
 from swift_core.specs import DatasetSpec, ModelSpec, Spec, TunerSpec
@@ -33,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         rows = [{"kind": name, "entries": str(len(registry.names()))} for name, registry in REGISTRIES.items()]
         _print(rows, rows, options.format)
         return 0
+    if options.kind == "parallel":
+        return _parallel(options.search, options.format)
     registry = _registry(options.kind)
     if options.format == "json":
         _say(registry, _print_json(registry, options.search))
@@ -46,10 +49,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swift list", description="List what is installed and known.", allow_abbrev=False)
-    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(REGISTRIES)}; without it the kinds are listed")
+    parser.add_argument(
+        "kind", nargs="?", metavar="KIND", help=f"one of {', '.join(REGISTRIES)}, parallel; without it the kinds are listed"
+    )
     parser.add_argument("--search", metavar="TEXT", default="", help="only entries with this text in any column, without regard to case")
     parser.add_argument("--format", choices=("table", "json", "names"), default="table", help="(default: table)")
     return parser
+
+
+def _parallel(search: str, form: str) -> int:
+    """Show what goes with which way of spreading a run: `+` or `-`, and the reasons in JSON."""
+    rows = [row for row in table() if _matches(row.values(), search)]
+    if form == "table":
+        rows = [{name: "+" if text == "yes" else "-" if text.startswith("no") else text for name, text in row.items()} for row in rows]
+    _print(rows, rows, form)
+    sys.stderr.write("".join(f"{mode}: {summary}\n" for mode, summary in MODES.items()) + "reasons: --format json\n")
+    return 0
 
 
 def _registry(kind: str) -> Registry[Any]:

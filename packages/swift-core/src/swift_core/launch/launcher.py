@@ -31,6 +31,8 @@ def relaunch_if_distributed(words: Sequence[str], environment: Mapping[str, str]
     command += ["-m", "swift_core", *words]
     # Each worker would take all cores for itself and slow the others down.
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # A stopped job may have a large checkpoint to write; where a worker is dead, torchrun ends the others after 30 seconds itself.
+    env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     return _run(command, env)
 
 
