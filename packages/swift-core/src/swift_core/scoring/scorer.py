@@ -52,7 +52,9 @@ class Scorer:
         self.model = model
         # A model that takes media through its own code, or virtual tokens in front, has no short way past it.
         plain = hasattr(self._causal_lm(), "media_adapter") or _has_virtual_tokens(model)
-        self._split: bool | None = False if plain else None
+        # DeepSpeed ZeRO 3 brings weights together when their module is called, and only for that long.
+        fetched = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+        self._split: bool | None = False if plain or fetched else None
         self._packs: bool | None = False if plain else None
 
     def __call__(self, batch: Batch, *, with_correct: bool = False) -> Scores:
