@@ -14,7 +14,9 @@ from swift_core.tasks.export_context import begin
 from swift_core.tasks.exporting import export
 from swift_core.templates.chat import build_template
 from swift_core.testing.tiny import make_tiny_model
+from swift_infer.export.config import QuantSection
 from swift_infer.export.perplexity import perplexity
+from swift_infer.export.quantize import remedy
 from swift_infer.export.rows import count_answers, read_rows
 from transformers import AutoModelForCausalLM
 
@@ -85,6 +87,20 @@ def test_perplexity_counts_answer_tokens_only(model):
 def test_bad_settings_are_refused(given, words):
     with pytest.raises(ConfigError, match=words):
         ExportConfig(model="m", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"quant_method": "gptq"}, "--group_size 64 or more rows or --quant_bits 8"),
+        ({"quant_method": "gptq", "quant_bits": 8, "group_size": -1}, "--group_size 128 or more rows"),
+        ({"quant_method": "awq", "group_size": 32}, "more rows or --quant_method gptq --quant_bits 8"),
+        ({"quant_method": "bnb"}, "--quant_bits 8"),
+        ({"quant_method": "fp8"}, "another --quant_method"),
+    ],
+)
+def test_a_loss_of_perplexity_names_settings_that_the_method_has(given, words):
+    assert remedy(QuantSection(**given)) == words
 
 
 def test_a_missing_library_is_named_with_its_pip_line(model, rows, monkeypatch):

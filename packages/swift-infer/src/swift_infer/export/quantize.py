@@ -110,7 +110,7 @@ def _proved(context: ExportContext, folder: Path, options: QuantSection, source:
         }
         lines.append(f"change                {after / before - 1:+.2%}")
         if after > _TOLERABLE * before:
-            logger.warning("perplexity rose from %.4g to %.4g: try a smaller --group_size, more rows, or --quant_bits 8", before, after)
+            logger.warning("perplexity rose from %.4g to %.4g: try %s", before, after, remedy(options))
     small, large = _size(folder), _size(source.folder)
     metrics |= {"weights, MiB": round(small / 2**20, 1), "weights before, MiB": round(large / 2**20, 1)}
     lines += [f"size                  {large / 2**20:.1f} MiB -> {small / 2**20:.1f} MiB", f"{_QUESTION} {said}"]
@@ -130,6 +130,17 @@ def _proved(context: ExportContext, folder: Path, options: QuantSection, source:
         usage=_usage(options),
         tags=[str(options.quant_method), *(["compressed-tensors"] if options.quant_method != "bnb" else ["bitsandbytes"])],
     )
+
+
+def remedy(options: QuantSection) -> str:
+    """Return the settings that lose less of a model, or another method where there are none."""
+    method, found = options.quant_method, list[str]()
+    if method in CALIBRATED:
+        finer = 128 if options.group_size < 0 else options.group_size // 2
+        found = [f"--group_size {finer}"] * (finer >= 32) + ["more rows"]
+    if options.bits == 4:
+        found.append("--quant_method gptq --quant_bits 8" if method == "awq" else "--quant_bits 8")
+    return " or ".join(found) or "another --quant_method"
 
 
 def _usage(options: QuantSection) -> list[str]:
