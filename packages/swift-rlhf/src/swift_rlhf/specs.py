@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from swift_core.specs import CommandSpec, DatasetSpec, RewardSpec, TaskSpec
 
@@ -19,6 +21,7 @@ class RlhfSpec(TaskSpec):
         online: whether it trains on answers that the model writes during the run.
         check: `module:function` that takes the config and returns the problems of its settings.
         dry_run: `module:function` that `--dry_run` calls with the config.
+        loads_as: settings for later commands, such as the kind of head, written into every checkpoint.
     """
 
     sections: tuple[str, ...] = ()
@@ -28,6 +31,27 @@ class RlhfSpec(TaskSpec):
     online: bool = False
     check: str | None = None
     dry_run: str | None = None
+    loads_as: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+_DPO_LOSSES = (
+    *("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft"),
+)
+
+
+def _judged(name: str, summary: str, *sections: str, **more: Any) -> RlhfSpec:
+    """Return an algorithm that learns from judged answers."""
+    rows = "swift_rlhf.reward_model.run" if name == "rm" else "swift_rlhf.preference.run"
+    return RlhfSpec(
+        name=name,
+        summary=summary,
+        target=f"{rows}:train",
+        sections=("judged", *sections),
+        check="swift_rlhf.config.preference:preference_problems",
+        dry_run=f"{rows}:show",
+        **more,
+    )
 
 
 COMMANDS = (
@@ -53,6 +77,36 @@ TASKS = (
         online=True,
         check="swift_rlhf.config.grpo:grpo_problems",
         dry_run="swift_rlhf.grpo.run:show",
+    ),
+    _judged(
+        "dpo",
+        "the better of two answers made likelier than the worse one, close to a reference model",
+        *("reference", "pairs", "dpo"),
+        beta=0.1,
+        loss_types=_DPO_LOSSES,
+        several_losses=True,
+    ),
+    _judged(
+        "kto",
+        "good answers made likelier and bad ones less likely, without pairs",
+        *("reference", "kto"),
+        beta=0.1,
+        loss_types=("kto", "apo_zero_unpaired"),
+    ),
+    _judged(
+        "cpo",
+        "pairs without a reference model, held by the cost of the better answer",
+        *("pairs", "reference_free"),
+        beta=0.1,
+        loss_types=("sigmoid", "hinge", "ipo", "simpo"),
+    ),
+    _judged("simpo", "pairs by log-probability per token, with a margin", "pairs", "reference_free", beta=2.0, loss_types=("simpo",)),
+    _judged("orpo", "answers learned and compared by their odds in one go", beta=0.1, loss_types=("orpo",)),
+    _judged(
+        "rm",
+        "a reward model: a number for how good an answer is, learned from pairs",
+        "reward_model",
+        loads_as={"task_type": "seq_cls", "num_labels": 1, "problem_type": "regression"},
     ),
 )
 

@@ -1,0 +1,1 @@
+"""Training on answers that people or models have judged: pairs (DPO, CPO, SimPO, ORPO) and single answers (KTO)."""

@@ -1,0 +1,66 @@
+"""Log-probabilities of the answers of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from swift_core.scoring.scorer import Scorer
+from swift_core.train.task import with_dtype
+from torch import Tensor, nn
+
+from swift_rlhf.losses import desensitized_logps, padded, sequence_logps
+from swift_rlhf.preference.layout import AnswerBatch
+
+
+class Scored(NamedTuple):
+    """What a model makes of the answers of a batch.
+
+    Attributes:
+        logps: log-probability of each answer in nats, with LD-DPO the discounted one, `[answers]`.
+        plain: log-probability of each answer in nats, `[answers]`.
+    """
+
+    logps: Tensor
+    plain: Tensor
+
+
+def score_answers(scorer: Scorer, batch: AnswerBatch, *, ld_alpha: float | None = None) -> Scored:
+    """Return the log-probabilities of a batch's answers.
+
+    Args:
+        scorer: of the model.
+        batch: pairs, or answers on their own.
+        ld_alpha: weight of tokens past the length of the shorter answer of a pair; None: 1.
+    """
+    found = scorer.logps(with_dtype(batch.batch, scorer.model)).logps
+    rows, mask = padded(found, batch.lengths)
+    plain = sequence_logps(rows, mask)
+    if ld_alpha is None:
+        return Scored(plain, plain)
+    lengths = torch.tensor(batch.lengths, device=rows.device)
+    shorter = lengths.view(-1, 2).min(1).values.repeat_interleave(2)
+    return Scored(desensitized_logps(rows, mask, shorter, alpha=ld_alpha), plain)
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Let a model compute without gradients and as in use, then go on training where it did."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def silence_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good: answers are compared under equal weights."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0

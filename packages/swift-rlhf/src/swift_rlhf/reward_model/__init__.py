@@ -1,0 +1,1 @@
+"""Reward models: a number for how good an answer is, learned from pairs."""
