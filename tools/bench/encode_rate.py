@@ -6,6 +6,10 @@ counted, caches are off. Both sides use the processes that --processes says; the
 either side. The CPU time of a row, over all processes and threads, depends less on what else the machine does, but holds the
 start of worker processes as well. Token counts of both sides are printed, so that nobody wins by doing less.
 
+The token ids of a row are the same on both sides; ms-swift trains one token more of each. Its chatml ends an answer with
+`<|im_end|>` and a line end and puts both into the loss; here the loss ends with `<|im_end|>`, where generation stops, so the
+line end after it is given and not learned. Of 10,000 rows that makes 1,512,850 trained tokens against 1,522,850.
+
 Measured on 2 cores that had other work to do as well (SmolLM2's tokenizer, 10,000 alpaca rows, --processes 1, medians of 3):
 swift 1,179 rows/s and 255 us of CPU a row, ms-swift 4.6.0 353 rows/s and 892 us: 3.3 times the rows, 3.5 times less CPU time.
 

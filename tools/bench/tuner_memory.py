@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -203,7 +203,7 @@ def tensor_bytes(value: Any) -> int:
     """Return the bytes of all tensors in nested dicts and lists."""
     if hasattr(value, "element_size"):
         return int(value.numel() * value.element_size())
-    inside: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    inside = cast(Iterable[Any], value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ())
     return sum(tensor_bytes(one) for one in inside)
 
 

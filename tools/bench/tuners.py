@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from swift_core.batching.collate import Batch, collate
@@ -95,7 +95,7 @@ def measure(name: str, given: argparse.Namespace) -> list[str]:
     data = prepare(config)
     model, tuner = build_model(config, data.folder)
     samples = list(data.train)  # pyright: ignore[reportArgumentType]
-    scorer, pad = Scorer(model), int(data.tokenizer.pad_token_id or 0)
+    scorer, pad = Scorer(model), int(cast(Any, data.tokenizer).pad_token_id or 0)
 
     def batches(size: int, max_length: int | None) -> Any:
         return (collate(samples[at : at + size], pad_token_id=pad, packed=True) for at in range(0, len(samples), size))
@@ -131,11 +131,11 @@ def train(model: Any, tuner: Any, scorer: Scorer, batch: Batch, config: SftConfi
     losses: list[float] = []
     for step in range(1, steps + 1):
         scores = scorer(batch)
-        (scores.loss_sum / scores.trained_tokens).backward()
+        cast(Any, scores.loss_sum / scores.trained_tokens).backward()
         losses.append(scores.loss_sum.item() / scores.trained_tokens)
         if isinstance(tuner, FollowsSteps):
             tuner.before_step(model, step)
-        optimizer.step()
+        cast(Any, optimizer).step()
         if isinstance(tuner, FollowsSteps):
             tuner.after_step(model, step)
         optimizer.zero_grad()

@@ -100,7 +100,9 @@ def test_trimmed_offsets_do_not_change_labels():
     text = "a the  thing  12 "
     for start in range(len(text)):
         for stop in range(start, len(text) + 1):
-            ids, pieces = words.ids(text)
+            found = words.ids(text)
+            assert found is not None
+            ids, pieces = found
             labels = pieces.labels(ids, [(start, stop)])
             expected = label_by_offsets(ids, backend.encode(text, add_special_tokens=False).offsets, text, [(start, stop)])
             assert labels is None or labels == expected, (start, stop)

@@ -29,6 +29,7 @@ words = {
 command = [sys.executable, "-m", "swift_core", "sft", *(part for key, value in words.items() for part in (f"--{key}", str(value))), *more]
 process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 assert process.stdout is not None
+tokens = 0
 for line in process.stdout:
     print(line, end="", flush=True)
     if found := re.search(r"kept: ([0-9,]+) tokens", line):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import secrets
 from pathlib import Path
@@ -82,6 +83,8 @@ class SwanLabSink:
             import swanlab  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingDependencyError("swanlab", needed_for="--report_to swanlab", install="swift-core[swanlab]") from error
+        if "id" not in inspect.signature(swanlab.init).parameters:
+            raise MissingDependencyError("swanlab 0.10", needed_for="--report_to swanlab", install="swanlab>=0.10")
         try:
             self._run: Any = swanlab.init(
                 project=project or "swift",

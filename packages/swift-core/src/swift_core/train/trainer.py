@@ -404,11 +404,10 @@ class Trainer:
         with evaluated_weights(self.optimizer), self.engine.saving(self.model):
             if self.world.is_main:
                 write = partial(self._write, generators=generators, optimizer_state=optimizer_state)
-                folder = write_checkpoint(self.run_dir, self.state.global_step, write)
+                self._say(f"saved {write_checkpoint(self.run_dir, self.state.global_step, write)}")
         if self.world.is_main:
             best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
             rotate(self.run_dir, keep=self.args.saving.save_total_limit, best=best)
-            self._say(f"saved {folder}")
         self.world.wait()
         self._last_checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
         self.callbacks.call("on_save")

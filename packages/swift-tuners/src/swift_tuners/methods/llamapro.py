@@ -122,7 +122,7 @@ def expand(model: nn.Module, new: Sequence[int], *, check: bool) -> None:
     for number, layer in enumerate(grown):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                cast(Any, module).layer_idx = number
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(grown))
     if before is not None and not torch.allclose(before, _logits(model), rtol=1e-3, atol=1e-3):

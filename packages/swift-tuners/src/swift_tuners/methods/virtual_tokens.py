@@ -113,7 +113,7 @@ class PrefixTuner(VirtualTokenTuner[PrefixTuningOptions]):
         return PrefixTuningConfig(
             num_virtual_tokens=options.num_virtual_tokens,
             prefix_projection=options.prefix_projection,
-            encoder_hidden_size=width if options.prefix_projection else None,
+            encoder_hidden_size=cast(int, width if options.prefix_projection else None),  # PEFT declares no None, and takes it
             task_type=self.task(model),
         )
 

@@ -55,7 +55,7 @@ def make(request: Request) -> torch.optim.Optimizer:
     name = request.section.optim
     kind = library_class(_CLASSES[name])
     if name.endswith("8bit"):
-        from bitsandbytes.optim import GlobalOptimManager  # pyright: ignore[reportMissingImports]
+        from bitsandbytes.optim.optimizer import GlobalOptimManager  # pyright: ignore[reportMissingImports]
 
         manager = GlobalOptimManager.get_instance()
         for module in request.model.modules():
