@@ -30,7 +30,14 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
         {"init_weights": "pissa", "use_dora": True},
     ],
 }
-CASES = [(name, options) for name, variants in VARIANTS.items() for options in variants]
+TIED = [{}, {"modules_to_save": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [5, 6]}]
+CASES = [
+    (name, options, tied)
+    for name, variants in VARIANTS.items()
+    for options in variants
+    for tied in (False, True)
+    if not tied or options in TIED
+]
 IDS = torch.arange(3, 51).reshape(2, 24)
 
 
@@ -55,8 +62,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model.eval()(input_ids=IDS).logits.float()
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize(("name", "given"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "given", "tied"), CASES, ids=lambda value: str(value))
 def test_trains_saves_reloads_and_merges(name, given, tied, tmp_path) -> None:
     torch.manual_seed(0)
     options_class = tuner_options_class(name)
@@ -71,9 +77,9 @@ def test_trains_saves_reloads_and_merges(name, given, tied, tmp_path) -> None:
         assert torch.allclose(logits(model), start, atol=1e-4), "a fresh adapter changes the answers"
 
     model.train()
-    optimizer = torch.optim.AdamW(trained, lr=2e-2)
+    optimizer = torch.optim.AdamW(trained, lr=3e-2)
     losses = []
-    for _ in range(8):
+    for _ in range(6):
         loss = model(input_ids=IDS, labels=IDS).loss
         loss.backward()
         assert all(parameter.grad is not None for parameter in trained)
@@ -95,7 +101,9 @@ def test_trains_saves_reloads_and_merges(name, given, tied, tmp_path) -> None:
 
     restored = tuner.prepare(base(tied=tied), options_class(**given))
     tuner.restore(restored, tmp_path)
-    assert torch.equal(logits(restored), expected)
+    # An approximate start is drawn at random: restoring puts the saved one into the base, which rounds.
+    drawn = 1e-5 if "niter" in str(given.get("init_weights")) else 0.0
+    assert torch.allclose(logits(restored), expected, rtol=0, atol=drawn)
     assert [p.requires_grad for p in restored.parameters()] == [p.requires_grad for p in model.parameters()]
 
     if TUNERS.get(name).mergeable:
@@ -117,16 +125,16 @@ def test_weights_over_a_half_precision_model_are_float32_through_a_round_trip(gi
         parameter.data.add_(torch.randn_like(parameter) * 0.01)
     assert model(input_ids=IDS).logits.dtype == torch.bfloat16
     tuner.save(model, tmp_path)
-    for again in (
-        tuner.load(base(torch.bfloat16), tmp_path, trainable=True),
-        tuner.prepare(base(torch.bfloat16), tuner_options_class("lora")(**given)),
-    ):
-        if again.training:
-            tuner.restore(again, tmp_path)
-        found = dict(again.named_parameters())
-        tuner.restore(again, tmp_path)
-        assert all(torch.equal(found[name], parameter) for name, parameter in trained.items())
-        assert torch.equal(logits(again), logits(model))
+    again = tuner.prepare(base(torch.bfloat16), tuner_options_class("lora")(**given))
+    tuner.restore(again, tmp_path)
+    found = dict(again.named_parameters())
+    assert all(torch.equal(found[name], parameter) for name, parameter in trained.items())
+    assert torch.equal(logits(again), logits(model))
+    loaded = tuner.load(base(torch.bfloat16), tmp_path, trainable=True)
+    assert {parameter.dtype for parameter in loaded.parameters() if parameter.requires_grad} == {torch.float32}
+    # An adapter that shifted the base is read as one of twice the rank over the base as it was, in eight bits of mantissa.
+    shifted = given.get("init_weights") == "pissa"
+    assert torch.allclose(logits(loaded), logits(model), rtol=0, atol=0.05 if shifted else 0.0)
 
 
 def test_lora_dtype_is_obeyed(tmp_path) -> None:

@@ -265,6 +265,24 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class AdapterEngine(Protocol):
+    """An engine that keeps named adapters beside its model; `InferRequest.adapter` chooses one."""
+
+    @property
+    def adapters(self) -> list[str]:
+        """Return the names of the adapters that requests can ask for."""
+        ...
+
+    def add_adapter(self, name: str, folder: str | Path) -> None:
+        """Load an adapter; requests may ask for it from then on."""
+        ...
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter away, after the batch that is running."""
+        ...
+
+
 @dataclass(slots=True)
 class TextVectors:
     """Vectors of texts, L2-normalised, `[texts][dim]`."""

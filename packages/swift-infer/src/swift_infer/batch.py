@@ -17,6 +17,7 @@ from swift_core.errors import CheckpointError, DataError
 from swift_core.protocols import Engine, InferRequest, InferResponse, Message, Sample
 from swift_core.templates.requests import request_messages
 
+from swift_infer.adapter_names import named_adapters
 from swift_infer.checkpoint import Checkpoint
 from swift_infer.config import InferConfig
 from swift_infer.results import ResultFile
@@ -38,9 +39,10 @@ class Question:
     labels: str | None
     sample: Sample
 
-    def request(self) -> InferRequest:
-        """Return the row as engines take it."""
-        return InferRequest(request_messages(self.sample, self.messages), self.sample.tools)
+    def request(self, adapter: str | None = None) -> InferRequest:
+        """Return the row as engines take it, for an adapter where its column `adapter` names no other."""
+        chosen = self.sample.extra.get("adapter", adapter)
+        return InferRequest(request_messages(self.sample, self.messages), self.sample.tools, adapter=chosen)
 
     def result(self, response: InferResponse, model: str) -> dict[str, Any]:
         """Return the line of the result file."""
@@ -88,7 +90,7 @@ def answer_dataset(config: InferConfig, checkpoint: Checkpoint | None, build_eng
     """
     path = result_path(config, checkpoint)
     questions = _questions(config, checkpoint, path)
-    model = config.loading.adapters[0] if config.loading.adapters else str(config.loading.model)
+    model = " ".join(config.loading.adapters) or str(config.loading.model)
     results = ResultFile(path, prompts=[question.messages for question in questions], model=model)
     try:
         if results.done:
@@ -107,11 +109,13 @@ def _answer_rest(
     engine = build_engine()
     request = config.generation.as_request()
     size = config.inference.write_batch_size or _WRITE_FACTOR * config.inference.max_batch_size
+    # Several adapters: the first answers the rows that choose none.
+    adapter = next(iter(named_adapters(config.loading)), None)
     progress = Progress(total=len(questions), done=results.done)
     try:
         for start in range(results.done, len(questions), size):
             part = questions[start : start + size]
-            responses = engine.infer([question.request() for question in part], request)
+            responses = engine.infer([question.request(adapter) for question in part], request)
             results.append([question.result(response, model) for question, response in zip(part, responses, strict=True)])
             progress.add(responses)
     finally:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
+from swift_core.config.training import short_name
 from swift_core.errors import CheckpointError, ConfigError, NotFoundError, Problem
+
+from swift_infer.adapter_names import adapter_folders, split_name
 
 if TYPE_CHECKING:
     from swift_infer.config import DeployConfig, InferConfig
@@ -22,6 +25,7 @@ _BNB = ("quant_type", "use_double_quant", "compute_dtype", "quant_storage")
 _BASE = ("model_revision", "use_hf")
 # How the base weights were packed when the adapter was trained on them.
 _PACKING = ("quant_method", "quant_bits", *(f"bnb_4bit_{name}" for name in _BNB), "hqq_axis", "quant_group_size")
+_PROMPT = ("template", "system", "use_chat_template", "agent_template", "enable_thinking", "response_prefix")
 # Settings that shape prompts and numbers. trust_remote_code is not among them: a file never switches it on.
 _RUN = (
     *("torch_dtype", "attn_impl", "template", "system", "use_chat_template", "chat_template_kwargs"),
@@ -117,7 +121,7 @@ def adopt_checkpoint(config: InferConfig | DeployConfig) -> tuple[Checkpoint | N
         ConfigError: when no file names the base model and the user does not either.
         NotFoundError: when the adapter folder is absent.
     """
-    place = config.loading.adapters[0] if config.loading.adapters else config.loading.model or ""
+    place = split_name(config.loading.adapters[0])[1] if config.loading.adapters else config.loading.model or ""
     folder = Path(place).expanduser()
     if not config.loading.adapters and not folder.is_dir():
         if folder.name.startswith("checkpoint-"):
@@ -125,6 +129,7 @@ def adopt_checkpoint(config: InferConfig | DeployConfig) -> tuple[Checkpoint | N
         return None, []
     found = read_checkpoint(folder)
     notes = _sort_out_folder(config, found)
+    others = [read_checkpoint(other) for other in adapter_folders(config.loading)[1:]]
     if found.is_adapter and not config.loading.model:
         notes += _take_base(config, found)
     if config.inference.load_args:
@@ -133,7 +138,7 @@ def adopt_checkpoint(config: InferConfig | DeployConfig) -> tuple[Checkpoint | N
             notes += _take(config, found, name)
         if found.args.get("trust_remote_code") and not config.loading.trust_remote_code:
             notes.append("the run trusted the model's own code; it stays off here unless you add --trust_remote_code true")
-    return found, notes
+    return found, notes + _compare(config, found, others)
 
 
 def _sort_out_folder(config: InferConfig | DeployConfig, found: Checkpoint) -> list[str]:
@@ -149,6 +154,25 @@ def _sort_out_folder(config: InferConfig | DeployConfig, found: Checkpoint) -> l
         config.derive("model", None, "derived: the folder given as model holds an adapter")
         return [f"{folder} holds an adapter: used as --adapters"]
     return []
+
+
+def _compare(config: InferConfig | DeployConfig, first: Checkpoint, others: list[Checkpoint]) -> list[str]:
+    """Refuse adapters of other base models, and tell where runs differ: all adapters are asked in the way of the first."""
+    notes: list[str] = []
+    for other in others:
+        if not other.is_adapter:
+            raise ConfigError([Problem("--adapters", f"{str(other.folder)!r} holds a whole model, not an adapter", "remove it")])
+        bases = [checkpoint.base_model(load_args=True) for checkpoint in (first, other)]
+        if bases[0] and bases[1] and short_name(bases[0][0]) != short_name(bases[1][0]):
+            what = f"{str(other.folder)!r} was trained on {bases[1][0]!r}, the first one on {bases[0][0]!r}"
+            raise ConfigError([Problem("--adapters", what, "give adapters of one base model")])
+        if config.inference.load_args:
+            notes += [
+                f"--{name} {getattr(config, name)} holds for {other.folder} too, whose run had {other.args[name]}"
+                for name in _PROMPT
+                if other.args.get(name) is not None and other.args[name] != getattr(config, name) and not config.given(name)
+            ]
+    return notes
 
 
 def _take_base(config: InferConfig | DeployConfig, found: Checkpoint) -> list[str]:

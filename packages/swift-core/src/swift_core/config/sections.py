@@ -38,7 +38,9 @@ class ModelSection(Section):
     use_hf: bool = option(False, "take ids without a prefix from Hugging Face instead of ModelScope", basic=True)
     offline: bool = option(False, "open no connection; everything must be on this machine")
     hub_token: str | None = option(None, "access token for private repositories", secret=True)
-    adapters: list[str] = option([], "adapter folders or checkpoints to load on top of the model", basic=True)
+    adapters: list[str] = option(
+        [], "adapter folders or checkpoints to load on top of the model; infer and deploy take several as NAME=FOLDER", basic=True
+    )
 
     @field_validator("rope_scaling", mode="before")
     @classmethod
@@ -185,6 +187,7 @@ class TunerSection(Section):
     """Tuner options."""
 
     tuner_type: str = option("lora", "how the model is adapted (see `swift list tuners`)", basic=True)
+    tuner_backend: Literal["peft", "unsloth"] = option("peft", "library that makes adapters; unsloth is refused with what to use instead")
     freeze_llm: bool = option(False, "multimodal models: do not train the language model")
     freeze_vit: bool = option(True, "multimodal models: do not train the towers that see and hear")
     freeze_aligner: bool = option(True, "multimodal models: do not train the part between towers and language model")

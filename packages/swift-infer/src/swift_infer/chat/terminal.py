@@ -10,13 +10,14 @@ from contextlib import closing
 from typing import Any, TextIO, cast
 
 from swift_core.errors import EngineError, TemplateError
-from swift_core.protocols import Engine, InferRequest, Message, RequestConfig, Usage
+from swift_core.protocols import AdapterEngine, Engine, InferRequest, Message, RequestConfig, Usage
 
 HELP = """\
 Type a message and press Enter. Further words:
   /clear         forget the conversation (also: clear)
   /system TEXT   set the system message and start over
   /reset-system  go back to the first system message and start over (also: reset-system)
+  /adapter NAME  answer with another adapter and start over; without a name: list them
   /multi         write one message over several lines; a line with only # ends it
   /help          this text
   /exit          leave (also: exit, quit, Ctrl-D)
@@ -54,11 +55,14 @@ class TerminalChat:
         self._stderr = stderr or sys.stderr
         self._interactive = self._stdin.isatty() and self._stdout.isatty()
         self._system: str | None = None
+        self._choices = [*(engine.adapters if isinstance(engine, AdapterEngine) else []), engine.model_name]
+        self._adapter = self._choices[0]
         self.messages: list[Message] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "clear": self._clear,
             "system": self._set_system,
             "reset-system": self._reset_system,
+            "adapter": self._choose_adapter,
             "multi": self._multi,
             "help": self._help,
         }
@@ -68,7 +72,7 @@ class TerminalChat:
         if self._interactive:
             if importlib.util.find_spec("readline") is not None:
                 import readline  # noqa: F401  arrow keys and history for input()
-            self._note(f"{self._engine.model_name} is ready. /help lists what you can type.")
+            self._note(f"{self._adapter} is ready. /help lists what you can type.")
         while True:
             try:
                 line = self._read("> ")
@@ -107,7 +111,8 @@ class TerminalChat:
         before = [Message(role="system", content=self._system)] if self._system is not None else []
         started = time.monotonic()
         try:
-            text, usage = self._generate(InferRequest([*before, *turn]))
+            adapter = self._adapter if self._adapter != self._engine.model_name else None
+            text, usage = self._generate(InferRequest([*before, *turn], adapter=adapter))
         except (EngineError, TemplateError) as error:
             self._note(f"error: {error}\n/clear forgets the conversation so far")
             return
@@ -159,6 +164,14 @@ class TerminalChat:
     def _reset_system(self, _: str) -> None:
         self._system, self.messages = None, []
         self._note("the first system message is back and the conversation starts over")
+
+    def _choose_adapter(self, name: str) -> None:
+        if name not in self._choices:
+            what = f"there is no adapter {name!r}; " if name else ""
+            self._note(f"{what}{', '.join(self._choices)} can answer, {self._adapter} does")
+            return
+        self._adapter, self.messages = name, []
+        self._note(f"{name} answers now and the conversation starts over")
 
     def _multi(self, _: str) -> None:
         self._note(f"a line with only {_MULTI_END} ends the message")

@@ -30,6 +30,7 @@ from swift_core.tasks.pooling import find_pooling, is_sentence_transformer, max_
 from swift_core.tasks.reranker import GenerativeReranker, Reranker
 from swift_core.tasks.texts import Texts, pad_texts
 
+from swift_infer.adapter_names import adapter_folders
 from swift_infer.checkpoint import ARGS_FILE, read_checkpoint
 from swift_infer.config import EngineConfig
 
@@ -50,7 +51,7 @@ class TextEngine:
     def __init__(self, config: EngineConfig) -> None:
         loading, served = config.loading, config.task
         self.task = str(served.task_type)
-        self.model_name = str(loading.adapters[0] if loading.adapters else loading.model)
+        self.model_name = str(adapter_folders(loading)[0] if loading.adapters else loading.model)
         self.max_batch_size = config.max_batch_size
         device = "cpu" if config.use_cpu or not torch.cuda.is_available() else "cuda"
         folder = resolve_model_folder(loading)
@@ -83,7 +84,7 @@ class TextEngine:
     def _runner(self, folder: Path, config: EngineConfig) -> Callable[[Texts], torch.Tensor]:
         model, section = self.model, self._section
         if self.task == "embedding":
-            source = Path(config.loading.adapters[0]).expanduser() if config.loading.adapters else folder
+            source = adapter_folders(config.loading)[0] if config.loading.adapters else folder
             pooling = config.task.pooling or find_pooling(source if is_sentence_transformer(source) else folder, model.config)
             task = Embedding(section, pooling=pooling, dim=int(model.config.get_text_config().hidden_size))
             return lambda texts: F.normalize(task.embed(model, texts), dim=-1)
@@ -197,8 +198,8 @@ def _load_model(folder: Path, config: EngineConfig, device: str) -> Any:
         num_labels=served.num_labels,
         problem_type=served.problem_type,
     )
-    for adapter in loading.adapters:
-        checkpoint = read_checkpoint(Path(adapter).expanduser())
+    for adapter in adapter_folders(loading):
+        checkpoint = read_checkpoint(adapter)
         tuner = TUNERS.load(checkpoint.tuner)
         model = (tuner() if isinstance(tuner, type) else tuner).load(model, checkpoint.folder, trainable=False)
     return model.to(device).eval()
@@ -206,7 +207,7 @@ def _load_model(folder: Path, config: EngineConfig, device: str) -> Any:
 
 def _was_rendered(folder: Path, config: EngineConfig) -> bool:
     """Say whether the run that made the checkpoint put its texts into a chat template."""
-    source = Path(config.loading.adapters[0]).expanduser() if config.loading.adapters else folder
+    source = adapter_folders(config.loading)[0] if config.loading.adapters else folder
     if not (source / ARGS_FILE).is_file():
         return False
     args = read_checkpoint(source).args

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -11,7 +11,7 @@ import torch
 from swift_core.batching.media import merge_model_inputs
 from swift_core.config.sections import MediaSection, ModelSection, TemplateSection
 from swift_core.config.training import short_name
-from swift_core.errors import DataError, EngineError, ModelError, RequestError
+from swift_core.errors import ConfigError, DataError, EngineError, RequestError
 from swift_core.models.dtype import resolve_dtype
 from swift_core.models.loading import load_model, load_processor, load_tokenizer, max_model_length, resolve_model_folder, tokenizer_of
 from swift_core.protocols import AssistantMessage, ChatChoice, EncodedSample, InferRequest, InferResponse, RequestConfig, TextDelta, Usage
@@ -22,8 +22,10 @@ from swift_core.templates.requests import sample_of_request
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from swift_infer.adapter_names import adapter_folders, adapter_problems, named_adapters
 from swift_infer.checkpoint import read_checkpoint
 from swift_infer.config import ChatSection, EngineConfig
+from swift_infer.engines.adapters import NamedAdapters
 from swift_infer.engines.answer import Answer
 from swift_infer.engines.sampling import Sampling, processors, resolve_sampling, row_seed
 from swift_infer.engines.streams import iterate, iterate_async
@@ -38,7 +40,8 @@ class TransformersEngine:
 
     Args:
         model_path: anything `--model` takes: a folder, `pypi::NAME`, `hf::ORG/NAME`, `ms::ORG/NAME` or a known name.
-        adapters: at most one adapter folder to put on the model.
+        adapters: one adapter folder that is put on the model for good, or a dict from name to folder: `InferRequest.adapter`
+            chooses one of them, and requests without one get the base model.
         template, system: prompt format and default system message.
         torch_dtype: `float32`, `bfloat16` or `float16`; by default as saved.
         max_batch_size: most rows in one forward pass.
@@ -58,7 +61,7 @@ class TransformersEngine:
         self,
         model_path: str | Path,
         *,
-        adapters: Sequence[str | Path] = (),
+        adapters: Sequence[str | Path] | Mapping[str, str | Path] = (),
         template: str | None = None,
         system: str | None = None,
         torch_dtype: Any = None,
@@ -70,7 +73,9 @@ class TransformersEngine:
     ) -> None:
         loading = ModelSection(
             model=str(model_path),
-            adapters=[str(folder) for folder in adapters],
+            adapters=[f"{name}={folder}" for name, folder in adapters.items()]
+            if isinstance(adapters, Mapping)
+            else [str(folder) for folder in adapters],
             torch_dtype=torch_dtype,
             trust_remote_code=trust_remote_code,
         )
@@ -107,21 +112,24 @@ class TransformersEngine:
 
     def _load(self, config: EngineConfig) -> None:
         loading = config.loading
-        if len(loading.adapters) > 1:
-            raise ModelError(f"{len(loading.adapters)} adapters are given, one can be loaded", fix="merge them first, or keep one")
+        if problems := adapter_problems(loading.adapters):
+            raise ConfigError(problems)
+        named = named_adapters(loading)
         device = _device(config.use_cpu)
         folder = resolve_model_folder(loading)
         processor = _load_processor(folder, loading)
         dtype = resolve_dtype(loading, folder, device=str(device))
         model: Any = load_model(loading, folder, dtype=dtype, quantization=config.quantization, device=str(device))
-        for adapter in loading.adapters:
-            checkpoint = read_checkpoint(Path(adapter).expanduser())
+        for folder in [] if named else adapter_folders(loading):
+            checkpoint = read_checkpoint(folder)
             tuner = TUNERS.load(checkpoint.tuner)
             model = (tuner() if isinstance(tuner, type) else tuner).load(model, checkpoint.folder, trainable=False)
         if not getattr(model, "is_quantized", False):  # packed weights are on their device already
             model = model.to(device)
         model.eval()
         self._assemble(model, processor, config.chat, config.media, config.max_batch_size, _display_name(loading))
+        for name, folder in named.items():
+            self.add_adapter(name, folder)
 
     def _assemble(self, model: Any, processor: Any, chat: ChatSection, media: MediaSection, max_batch_size: int, model_name: str) -> None:
         if max_batch_size < 1:
@@ -135,8 +143,38 @@ class TransformersEngine:
         self.context_length: int | None = min(limits) if limits else None
         # Code from a model's folder need not know of padding on the left.
         self.max_batch_size = 1 if hasattr(model, "media_adapter") else max_batch_size
+        self._named = NamedAdapters()
         self._lock = threading.Lock()
         self._closed = False
+
+    @property
+    def adapters(self) -> list[str]:
+        """Return the names of the adapters that requests can ask for."""
+        return self._named.names()
+
+    def add_adapter(self, name: str, folder: str | Path) -> None:
+        """Load an adapter beside those there are, after the batch that is running; requests may ask for it from then on.
+
+        Raises:
+            EngineError: when the name is taken, or the adapter cannot stand beside others.
+            NotFoundError: when the folder holds no adapter.
+            CheckpointError: when the adapter does not fit the model.
+        """
+        if name == self.model_name:
+            raise EngineError(f"{name!r} is the name of the model itself", fix="choose another name for the adapter")
+        with self._lock:
+            self._check_open()
+            self.model = self._named.add(self.model, name, Path(folder).expanduser())
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter away, after the batch that is running.
+
+        Raises:
+            EngineError: when there is none of that name.
+        """
+        with self._lock:
+            self._check_open()
+            self.model = self._named.remove(self.model, name)
 
     def infer(self, requests: Sequence[InferRequest], config: RequestConfig | None = None) -> list[InferResponse]:
         """Answer all requests, in order.
@@ -192,8 +230,7 @@ class TransformersEngine:
         return self._prompt(request).input_ids
 
     def _prompt(self, request: InferRequest) -> EncodedSample:
-        if request.adapter is not None and request.adapter != self.model_name:
-            raise RequestError(f"no adapter {request.adapter!r} is loaded", fix=f"leave it out, or ask for {self.model_name!r}")
+        self._check_adapter(self._adapter_of(request))
         prompt = self._encoded(request)
         ids = prompt.input_ids
         if not ids:
@@ -205,6 +242,18 @@ class TransformersEngine:
                 code="context_length_exceeded",
             )
         return prompt
+
+    def _adapter_of(self, request: InferRequest) -> str | None:
+        return None if request.adapter == self.model_name else request.adapter
+
+    def _check_adapter(self, name: str | None) -> None:
+        if name is not None and name not in self._named:
+            choices = ", ".join(repr(one) for one in (self.model_name, *self.adapters))
+            raise RequestError(f"no adapter {name!r} is loaded", fix=f"leave it out, or ask for one of {choices}")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed", fix="make a new one")
 
     def _encoded(self, request: InferRequest) -> EncodedSample:
         sample = sample_of_request(request.messages, request.tools)
@@ -234,6 +283,7 @@ class TransformersEngine:
             _Row(
                 index,
                 prompt,
+                self._adapter_of(request),
                 row_seed(config.seed, index),
                 Answer(self._decode, stop_ids=self.template.stop_token_ids, stops=stops, limit=room),
                 room,
@@ -245,17 +295,25 @@ class TransformersEngine:
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _run(self, rows: list[_Row], config: RequestConfig, *, emit: Emit | None, aborted: threading.Event) -> None:
-        order = sorted(rows, key=lambda row: len(row.prompt))
         with self._lock:
-            if self._closed:
-                raise EngineError("the engine is closed", fix="make a new one")
+            self._check_open()
+            for row in rows:
+                self._check_adapter(row.adapter)  # it may have been taken away since the request came
             sampling = resolve_sampling(config, self.model.generation_config)
-            for start in range(0, len(order), self.max_batch_size):
-                batch = order[start : start + self.max_batch_size]
+            for batch in self._batches(rows):
                 progress = _Progress(batch, rows, emit, aborted)
                 if not aborted.is_set():
                     self._generate(batch, sampling, progress)
                 progress.abort_rest()
+
+    def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+        """Yield rows of like length together; rows of different adapters too, where the adapters allow it."""
+        groups = [rows]
+        if not self._named.mixes(self.model):
+            groups = [[row for row in rows if row.adapter == name] for name in dict.fromkeys(row.adapter for row in rows)]
+        for group in groups:
+            order = sorted(group, key=lambda row: len(row.prompt))
+            yield from (order[start : start + self.max_batch_size] for start in range(0, len(order), self.max_batch_size))
 
     @torch.inference_mode()
     def _generate(self, batch: list[_Row], sampling: Sampling, progress: _Progress) -> None:
@@ -268,14 +326,15 @@ class TransformersEngine:
         media = merge_model_inputs([row.encoded for row in batch], pad_left=True, dtype=self.model.dtype)
         steps = processors(sampling, [row.prompt for row in batch], [row.seed for row in batch], device)
         try:
-            self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                **{name: value.to(device) for name, value in media.items()},
-                generation_config=self._generation_config(max(row.room for row in batch)),
-                logits_processor=steps,
-                stopping_criteria=StoppingCriteriaList([progress]),
-            )
+            with self._named.using(self.model, [row.adapter for row in batch]):
+                self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    **{name: value.to(device) for name, value in media.items()},
+                    generation_config=self._generation_config(max(row.room for row in batch)),
+                    logits_processor=steps,
+                    stopping_criteria=StoppingCriteriaList([progress]),
+                )
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"out of memory with {len(batch)} rows of {width} tokens", fix="lower --max_batch_size or --max_length"
@@ -301,10 +360,11 @@ class TransformersEngine:
 class _Row:
     """One line of a batch: answer number `index` to a request."""
 
-    __slots__ = ("answer", "encoded", "index", "prompt", "room", "seed")
+    __slots__ = ("adapter", "answer", "encoded", "index", "prompt", "room", "seed")
 
-    def __init__(self, index: int, encoded: EncodedSample, seed: int, answer: Answer, room: int) -> None:
+    def __init__(self, index: int, encoded: EncodedSample, adapter: str | None, seed: int, answer: Answer, room: int) -> None:
         self.index = index
+        self.adapter = adapter
         self.encoded = encoded
         self.prompt = encoded.input_ids
         self.seed = seed
@@ -362,7 +422,7 @@ def _device(use_cpu: bool) -> torch.device:
 
 def _load_processor(folder: Path, loading: ModelSection) -> Any:
     """Return the processor or tokenizer of the model, with the tokenizer of the adapter in it where that has one."""
-    source = _tokenizer_folder(folder, loading.adapters)
+    source = _tokenizer_folder(folder, adapter_folders(loading))
     remote, tokens = loading.trust_remote_code, loading.special_tokens
     processor: Any = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=loading.model_type)
     if source == folder:
@@ -375,17 +435,16 @@ def _load_processor(folder: Path, loading: ModelSection) -> Any:
     return processor
 
 
-def _tokenizer_folder(model: Path, adapters: Sequence[str]) -> Path:
-    """Return the adapter's folder where it holds a tokenizer of its own, with the chat template it was trained with."""
-    for adapter in adapters:
-        folder = Path(adapter).expanduser()
+def _tokenizer_folder(model: Path, adapters: Sequence[Path]) -> Path:
+    """Return the first adapter's folder that holds a tokenizer of its own, with the chat template it was trained with."""
+    for folder in adapters:
         if (folder / "tokenizer_config.json").is_file():
             return folder
     return model
 
 
 def _display_name(loading: ModelSection) -> str:
-    if loading.adapters:
+    if loading.adapters and not named_adapters(loading):
         folder = Path(loading.adapters[-1]).expanduser().resolve()
         return folder.parent.name + "-" + folder.name if folder.name.startswith("checkpoint-") else folder.name
     return short_name(loading.model or "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from swift_core.config.training import short_name
 from swift_core.errors import SwiftError
-from swift_core.protocols import Engine, RequestConfig, TextEngine
+from swift_core.protocols import AdapterEngine, Engine, RequestConfig, TextEngine
 
 from swift_infer.config import LOOPBACK, ServerSection
 from swift_infer.server.admission import Admission, QueueFullError
@@ -59,31 +60,33 @@ def create_app(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_card()]}
+        return {"object": "list", "data": [_card(one) for one in _names(engine, name)]}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
-        _check_model(model, name)
-        return _card()
+        _check_model(model, _names(engine, name))
+        return _card(model)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = await _read_body(request, settings)
         if isinstance(engine, TextEngine):
             raise ApiError(400, f"this server has a model for {engine.task}, which does not chat", code="unsupported_model", param="model")
-        _check(body, name, settings, context_length)
-        completion = Completion(engine, admission, body.infer_request(), body.request_config(defaults), name)
+        _check(body, _names(engine, name), settings, context_length)
+        wanted = body.infer_request(adapter=None if body.model == name else body.model)
+        completion = Completion(engine, admission, wanted, body.request_config(defaults), body.model)
         if not body.stream:
             return await answer_whole(completion, request)
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return await open_stream(completion, request, include_usage=usage)
 
-    def _card() -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": created, "owned_by": settings.owned_by, "max_model_len": context_length}
+    def _card(model: str) -> dict[str, Any]:
+        card = {"id": model, "object": "model", "created": created, "owned_by": settings.owned_by, "max_model_len": context_length}
+        return card if model == name else {**card, "parent": name}
 
     async def read_texts(request: Request, kind: type[Any]) -> Any:
         body = _as(kind, await _read_json(request))
-        _check_model(body.model, name)
+        _check_model(body.model, [name])
         return body
 
     add_text_routes(app, engine, name=name, admission=admission, read=read_texts)
@@ -121,13 +124,19 @@ def _as(kind: type[Body], value: Any) -> Body:
         raise ApiError(400, f"{where or 'body'}: {first['msg']}", param=where) from error
 
 
-def _check_model(given: str, name: str) -> None:
-    if given != name:
-        raise ApiError(404, f"there is no model {given!r} here; this server has {name!r}", code="model_not_found", param="model")
+def _names(engine: Engine | TextEngine, model: str) -> list[str]:
+    """Return the names that requests can ask for: the model's and those of its adapters."""
+    return [model, *(engine.adapters if isinstance(engine, AdapterEngine) else [])]
 
 
-def _check(body: ChatCompletionRequest, name: str, settings: ServerSection, context_length: int | None) -> None:
-    _check_model(body.model, name)
+def _check_model(given: str, names: Sequence[str]) -> None:
+    if given not in names:
+        has = ", ".join(map(repr, names))
+        raise ApiError(404, f"there is no model {given!r} here; this server has {has}", code="model_not_found", param="model")
+
+
+def _check(body: ChatCompletionRequest, names: Sequence[str], settings: ServerSection, context_length: int | None) -> None:
+    _check_model(body.model, names)
     field = body.unsupported()
     if field is not None:
         raise ApiError(400, f"{field} is not supported by this server", code="unsupported_parameter", param=field)

@@ -145,9 +145,9 @@ class ChatCompletionRequest(WireModel):
         }
         return next((name for name, asked in asks.items() if asked), None)
 
-    def infer_request(self) -> InferRequest:
-        """Return the conversation as engines take it."""
-        return InferRequest([message.as_message() for message in self.messages])
+    def infer_request(self, adapter: str | None = None) -> InferRequest:
+        """Return the conversation as engines take it, for one of their adapters or the model itself."""
+        return InferRequest([message.as_message() for message in self.messages], adapter=adapter)
 
     def request_config(self, defaults: RequestConfig) -> RequestConfig:
         """Return how to answer: what the request says, and the server's defaults for the rest."""

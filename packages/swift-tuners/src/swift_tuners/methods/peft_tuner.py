@@ -79,9 +79,13 @@ class PeftTuner(ABC, Generic[OptionsT]):
         check_base(model, self.name)
         return adapters.load(model, Path(folder), trainable=False, adapter_name=name)
 
-    def remove(self, model: nn.Module, name: str) -> None:
-        """Take an adapter off the model."""
-        switching.remove(model, name)
+    def remove(self, model: nn.Module, name: str) -> nn.Module:
+        """Return the model without an adapter, the base model when it was the last."""
+        return switching.remove(model, name)
+
+    def mixes_rows(self, model: nn.Module) -> bool:
+        """Say whether the rows of one batch may use different adapters."""
+        return switching.takes_rows(model)
 
     def using(self, model: nn.Module, names: str | list[str | None] | None) -> AbstractContextManager[None]:
         """Let forward passes of this thread use an adapter, none, or one for each row; see `swift_tuners.switching`."""
