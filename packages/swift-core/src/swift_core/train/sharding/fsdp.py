@@ -80,9 +80,9 @@ def layers_of(model: nn.Module, names: Any = None) -> list[nn.Module]:
     Raises:
         ModelError: when there are none.
     """
-    wanted = {names} if isinstance(names, str) else set(names or ())
-    known = wanted or {name for part in model.modules() for name in (getattr(part, "_no_split_modules", None) or ())}
-    found = [part for part in _outermost(model, known)]
+    wanted: set[str] = {names} if isinstance(names, str) else set(names or ())
+    known: set[str] = wanted or {name for part in model.modules() for name in (getattr(part, "_no_split_modules", None) or ())}
+    found = list(_outermost(model, known))
     if not found:
         what = f"layers of the class {', '.join(sorted(known))}" if known else "layers that are not to be split"
         raise ModelError(

@@ -31,6 +31,19 @@ def put(places: Iterable[Place], parameter: nn.Parameter) -> None:
         module._parameters[name] = parameter
 
 
+@contextlib.contextmanager
+def _without_load_hooks(model: nn.Module) -> Iterator[None]:
+    # FSDP2 looks for its parts again after each `load_state_dict`, and whole weights stand in their places here.
+    hooks = [(module, dict(module._load_state_dict_post_hooks)) for module in model.modules()]
+    for module, _ in hooks:
+        module._load_state_dict_post_hooks.clear()
+    try:
+        yield
+    finally:
+        for module, kept in hooks:
+            module._load_state_dict_post_hooks.update(kept)
+
+
 def whole(tensor: Any) -> Any:
     """Return a value with its parts from all ranks put together, on the CPU; all ranks call it."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
@@ -47,7 +60,8 @@ class DTensorEngine(Engine):
         norms = [cast(Any, whole(torch.nn.utils.get_total_norm(part))) for part in _alike(gradients) if part]
         norm = float(torch.stack([value.float().cpu() for value in norms]).norm()) if norms else 0.0
         if limit and norm > limit and math.isfinite(norm):
-            torch._foreach_mul_([_local(gradient) for gradient in gradients], limit / (norm + 1e-6))
+            for gradient in gradients:
+                _local(gradient).mul_(limit / (norm + 1e-6))
         return norm
 
     @contextlib.contextmanager
@@ -73,20 +87,22 @@ class DTensorEngine(Engine):
     def restoring(self, model: nn.Module) -> Iterator[None]:
         """Hold whole weights on all ranks inside the block; each rank then keeps its part of what they have become."""
         self._reshard(model)
-        spread: list[tuple[list[Place], nn.Parameter, nn.Parameter]] = []
+        spread: list[tuple[list[Place], nn.Parameter]] = []
         for parameter, places in places_of(model).items():
             if isinstance(parameter, DTensor):
                 full = nn.Parameter(whole(parameter.detach()), requires_grad=parameter.requires_grad)
-                spread.append((places, parameter, full))
+                spread.append((places, parameter))
                 put(places, full)
         try:
-            yield
-        finally:
+            with _without_load_hooks(model):
+                yield
             with torch.no_grad():
-                for places, parameter, full in spread:
-                    kept = cast(DTensor, parameter)
-                    kept.to_local().copy_(_part(places[0][0]._parameters[places[0][1]] or full, kept).to_local())
-                    put(places, parameter)
+                for places, parameter in spread:
+                    module, name = places[0]
+                    cast(DTensor, parameter).to_local().copy_(_part(cast(torch.Tensor, module._parameters[name]), parameter).to_local())
+        finally:
+            for places, parameter in spread:
+                put(places, parameter)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the optimizer's state with whole tensors."""

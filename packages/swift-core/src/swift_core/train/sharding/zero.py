@@ -39,7 +39,7 @@ def deepspeed_accelerator(args: TrainingConfig, *, device: str, handlers: Sequen
         # `Accelerator(cpu=True)` would run plain DDP in silence; DeepSpeed is told of the device by this variable instead.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
-        import deepspeed
+        import deepspeed  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError("deepspeed", needed_for="--deepspeed", install="swift-core[deepspeed]") from error
     deepspeed.logger.setLevel(logging.WARNING)
@@ -77,7 +77,7 @@ class ZeroEngine(Engine):
         Raises:
             LaunchError: when something else came out, or over other processes.
         """
-        import deepspeed
+        import deepspeed  # pyright: ignore[reportMissingImports]
 
         # DeepSpeed puts flat parts into the groups, and takes the shapes away: a checkpoint counts by what there was before.
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -148,13 +148,13 @@ class ZeroEngine(Engine):
     def _gathered(self, parameters: list[nn.Parameter], *, changed: bool = False) -> AbstractContextManager[Any]:
         if self._stage < 3:
             return contextlib.nullcontext()
-        import deepspeed
+        import deepspeed  # pyright: ignore[reportMissingImports]
 
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the optimizer's state as one process would have it: whole tensors, by the parameters' own order."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         names, numbers = self._kept()
         state: dict[int, dict[str, Any]] = {}
@@ -206,7 +206,7 @@ class ZeroEngine(Engine):
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, name: str | None = None) -> None:
         """Set the float32 copy of a weight, or its state of a name, from the whole value."""
-        from deepspeed import utils
+        from deepspeed import utils  # pyright: ignore[reportMissingImports]
 
         value = value.to(self.world.device)
         if self._stage < 3:
