@@ -26,7 +26,14 @@ class Completions:
 
     def resume(self, step: int) -> None:
         """Drop lines of rounds after a step: they will come again."""
-        self._resumed, self._sink = step, None
+        self.close()
+        self._resumed = step
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
 
     def write(self, groups: Sequence[Rewarded], names: Sequence[str], *, step: int) -> None:
         """Append the answers of a round.

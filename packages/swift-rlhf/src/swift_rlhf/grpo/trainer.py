@@ -120,7 +120,9 @@ class GRPOTrainer(Trainer):
         meter = Meter(world)
         task = GrpoTask(objective, meter, answers=answers_of_sample(settings), shared=shared)
         stops = _stops(template)
-        self.rollout_engine: RolloutEngine = engine or TransformersSampler(model, words, stops, max_rows=settings.sampling.rollout_batch_size)
+        self.rollout_engine: RolloutEngine = engine or TransformersSampler(
+            model, words, stops, max_rows=settings.sampling.rollout_batch_size
+        )
         rollouts = Rollouts(
             self.rollout_engine,
             self.pool,
@@ -146,7 +148,8 @@ class GRPOTrainer(Trainer):
         plan = _round(settings, world, beta, kl_in_reward, self.pool.weights, task.answers)
         folder = (lambda: self.locate()) if grpo.log_completions and world.is_main else None
         cursor = PromptCursor(self.prompts.samples, seed=settings.training.seed, shuffle=settings.training.train_dataloader_shuffle)
-        stream = RolloutStream(rollouts, cursor, passes, grpo, plan, meter, Completions(folder))
+        self._record = Completions(folder)
+        stream = RolloutStream(rollouts, cursor, passes, grpo, plan, meter, self._record)
         super().__init__(
             model,
             settings,
@@ -160,7 +163,8 @@ class GRPOTrainer(Trainer):
         )
 
     def close(self) -> None:
-        """End the processes of rewards and free the engine."""
+        """End the processes of rewards, free the engine and close files."""
+        self._record.close()
         self.pool.close()
         self.rollout_engine.close()
 
