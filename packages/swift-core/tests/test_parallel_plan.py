@@ -9,17 +9,12 @@ from typing import Any
 import pytest
 import torch
 from swift_core.cli.main import main
-from swift_core.config.combinations import FEATURES, MODES, table
+from swift_core.config.combinations import FEATURES, MODES, check_processes, table
 from swift_core.config.parallel import DEEPSPEED_PRESETS, ParallelSection, deepspeed_settings, deepspeed_stage, mode_of
 from swift_core.config.training import SftConfig
 from swift_core.errors import ConfigError, LaunchError
 from swift_core.launch import launcher
 from swift_core.train.parallel import backend_of, training_device
-
-
-@pytest.fixture(autouse=True)
-def _two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
 
 
 def config(**settings: Any) -> SftConfig:
@@ -37,7 +32,6 @@ FSDP: dict[str, Any] = {"fsdp": ["full_shard"]}
         ({"deepspeed": "zero3", "fuse_layers": True}, ["--fuse_layers", "does not go with --deepspeed"]),
         ({**FSDP, "quant_method": "bnb", "quant_bits": 4}, ["--quant_method", "packed weights cannot be cut"]),
         ({"tensor_parallel_size": 2, "bf16": True}, ["--bf16", "autocast", "--torch_dtype bfloat16"]),
-        ({"tensor_parallel_size": 4}, ["--tensor_parallel_size 4", "there are 2 processes"]),
         ({"sequence_parallel_size": 2}, ["--sequence_parallel_size", "does not offer it yet", "--fsdp full_shard"]),
         ({"pipeline_parallel_size": 2}, ["--pipeline_parallel_size", "does not offer it yet"]),
         ({"fsdp": ["offload"]}, ["--fsdp offload", "does not say what is spread"]),
@@ -56,12 +50,20 @@ def test_what_does_not_go_together_is_refused(settings: dict[str, Any], parts: l
         assert part in str(caught.value)
 
 
-def test_one_process_has_nothing_to_spread_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE")
-    with pytest.raises(ConfigError, match="--fsdp: needs more than one process"):
-        config(**FSDP)
-    monkeypatch.setenv("NPROC_PER_NODE", "2")
-    assert mode_of(config(**FSDP)) == "fsdp"
+@pytest.mark.parametrize(
+    ("settings", "processes", "part"),
+    [
+        (FSDP, 1, "--fsdp: needs more than one process"),
+        ({"deepspeed": "zero2"}, 1, "--deepspeed: needs more than one process"),
+        ({"tensor_parallel_size": 4}, 2, "--tensor_parallel_size 4: there are 2 processes"),
+    ],
+)
+def test_a_mode_needs_its_processes_when_the_run_starts(settings: dict[str, Any], processes: int, part: str) -> None:
+    made = config(**settings)
+    with pytest.raises(ConfigError, match=part):
+        check_processes(made, processes)
+    check_processes(made, made.parallel.tensor_parallel_size if "4" in part else 2)
+    check_processes(config(), 1)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,19 +87,6 @@ FEATURES: dict[str, Feature] = {
 }  # fmt: skip
 
 
-def process_count() -> int | None:
-    """Return the number of processes that a run will have, or None where the environment says nothing."""
-    named = os.environ.get("WORLD_SIZE")
-    try:
-        if named:
-            return int(named)
-        if "NPROC_PER_NODE" in os.environ or "NNODES" in os.environ:
-            return int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1)
-    except ValueError:  # the launcher says it better
-        return None
-    return 1
-
-
 def parallel_problems(config: TrainingConfig) -> list[Problem]:
     """Return what does not go together, each with its remedy."""
     asked = modes_asked(config)
@@ -115,20 +101,22 @@ def parallel_problems(config: TrainingConfig) -> list[Problem]:
             why = feature.refused.get(mode)
             if why is not None and feature.used(config):
                 problems.append(Problem(feature.flag, f"does not go with {flag}: {why}", feature.fix))
-        problems += _process_problems(config, mode, flag)
     return problems
 
 
-def _process_problems(config: TrainingConfig, mode: str, flag: str) -> list[Problem]:
-    processes = process_count()
-    if processes is None or mode == "deepspeed":
-        return []
-    if processes < 2:
-        return [Problem(flag, "needs more than one process", "start with NPROC_PER_NODE=2 swift ..., or torchrun")]
-    size = config.parallel.tensor_parallel_size
-    if mode == "tensor" and processes != size:
-        return [Problem(f"{flag} {size}", f"there are {processes} processes", f"start {size}, or --tensor_parallel_size {processes}")]
-    return []
+def check_processes(config: TrainingConfig, processes: int) -> None:
+    """Check that a run has the processes that its mode needs; only a run that starts knows how many there are.
+
+    Raises:
+        ConfigError: when there are too few or too many.
+    """
+    for mode, flag in modes_asked(config).items():
+        size = config.parallel.tensor_parallel_size
+        if processes < 2:
+            raise ConfigError([Problem(flag, "needs more than one process", "start with NPROC_PER_NODE=2 swift ..., or torchrun")])
+        if mode == "tensor" and processes != size:
+            fix = f"start {size}, or --tensor_parallel_size {processes}"
+            raise ConfigError([Problem(f"{flag} {size}", f"there are {processes} processes", fix)])
 
 
 def _own_problems(config: TrainingConfig) -> list[Problem]:

@@ -12,6 +12,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 from accelerate.utils import KwargsHandler, broadcast_object_list
 
+from swift_core.config.combinations import check_processes
 from swift_core.config.parallel import mode_of
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import LaunchError
@@ -117,13 +118,14 @@ def make_world(args: TrainingConfig) -> World:
 
     Raises:
         LaunchError: when several processes were started and do not find one another.
-        ConfigError: when the settings of DeepSpeed contradict the run.
+        ConfigError: when the settings of DeepSpeed contradict the run, or a mode needs other processes.
         MissingDependencyError: when DeepSpeed is asked for and not installed.
     """
     launch, bf16 = args.launch, bool(args.training.bf16)
     device = training_device(use_cpu=launch.use_cpu)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     mode = mode_of(args)
+    check_processes(args, expected)
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if expected > 1:  # naming a backend makes a lone process look for others
         timeout = datetime.timedelta(seconds=launch.ddp_timeout)
