@@ -156,6 +156,7 @@ class ZeroEngine(Engine):
         """Return the optimizer's state as one process would have it: whole tensors, by the parameters' own order."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
+        self._link()
         names, numbers = self._kept()
         state: dict[int, dict[str, Any]] = {}
         for number, parameter in enumerate(self._parameters):
@@ -201,8 +202,18 @@ class ZeroEngine(Engine):
                 for name, value in like.items()
                 if name != _MASTER
             }
-        if self._stage < 3:
-            zero._lazy_init_hp_params_optimizer_state()
+        self._link()
+
+    def _link(self) -> None:
+        """Let each weight find its part of the state: DeepSpeed's stages 1 and 2 do it for the first group only."""
+        if self._stage == 3:
+            return
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state  # pyright: ignore[reportMissingImports]
+
+        zero = self._engine.optimizer
+        for weights, part in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            if part in self._base.state:
+                lazy_init_hp_params_optimizer_state(weights, part, self._base.state)
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, name: str | None = None) -> None:
         """Set the float32 copy of a weight, or its state of a name, from the whole value."""
