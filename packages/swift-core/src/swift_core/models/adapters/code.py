@@ -53,7 +53,6 @@ def adapted_class(own: type[Any], adapter: MediaAdapter) -> type[Any]:
         run = partial(own.forward, self)
         return run(*args, **kwargs) if call is None else adapter.forward(self, run, call)
 
-    @wraps(own.generate)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = _call(adapter, args, kwargs)
         run = partial(own.generate, self)
@@ -62,7 +61,9 @@ def adapted_class(own: type[Any], adapter: MediaAdapter) -> type[Any]:
     # Where the class generates by the library's method, transformers wants to see that among the direct bases.
     bases = (own, GenerationMixin) if issubclass(own, GenerationMixin) else (own,)
     members = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-    made: Any = type(own.__name__, bases, {**members, "forward": forward, "generate": generate, "media_adapter": adapter})
+    made: Any = type(own.__name__, bases, {**members, "forward": forward, "media_adapter": adapter})
+    if hasattr(own, "generate"):  # code that only trains has none
+        made.generate = wraps(own.generate)(generate)
     return made
 
 
