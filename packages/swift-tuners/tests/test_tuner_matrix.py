@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from swift_core.registry import TUNERS
 from swift_core.train.tuning import FollowsSteps, check_checkpointing
 from swift_tuners import Swift
 from swift_tuners.specs import TUNERS as OWN
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 NAMES = [spec.name for spec in OWN]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -94,39 +96,53 @@ def train(tuner: Any, model: Any, *, steps: int = 4, rate: float = 2e-2, ids: to
     return losses
 
 
+@dataclass(frozen=True)
+class Run:
+    """A short run of a tuner: where its adapter lies, what it answers, and how it went."""
+
+    folder: Path
+    logits: torch.Tensor
+    start: torch.Tensor
+    losses: list[float]
+    shares: tuple[int, int]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.folder, self.logits))
+
+    def __getitem__(self, number: int) -> Any:
+        return (self.folder, self.logits)[number]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return name -> (folder of two trained adapters, logits of each), made once for each tuner."""
-    made: dict[str, list[tuple[Path, torch.Tensor]]] = {}
+    """Return name -> two runs whose adapters differ, made once for each tuner."""
+    made: dict[str, list[Run]] = {}
 
-    def make(name: str) -> list[tuple[Path, torch.Tensor]]:
+    def make(name: str) -> list[Run]:
         if name not in made:
             made[name] = []
-            for number, rate in enumerate((2e-2, -1e-2)):
+            for number, ids in enumerate((IDS, IDS.flip(1))):
                 tuner, model = prepared(name)
                 start = logits(model)
-                # Two adapters that differ: one learns, the other unlearns.
-                train(tuner, model, rate=abs(rate), ids=IDS if rate > 0 else IDS.flip(1))
+                flags = [parameter.requires_grad for parameter in model.parameters()]
+                losses = train(tuner, model, steps=5, rate=2e-2 if number == 0 else 1e-2, ids=ids)
                 found = logits(model)
                 assert (found - start).abs().max() > 1e-3
                 folder = tmp_path_factory.mktemp(f"{name}-{number}")
                 tuner.save(model, folder)
-                made[name].append((folder, found))
+                made[name].append(Run(folder, found, start, losses, (sum(flags), len(flags))))
         return made[name]
 
     return make
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_starts_as_the_base_and_learns(name: str) -> None:
-    start = logits(base(name))
-    tuner, model = prepared(name)
+def test_starts_as_the_base_and_learns(name: str, trained: Any) -> None:
+    run = trained(name)[0]
     if name not in STARTS_ELSEWHERE:
-        assert torch.allclose(logits(model), start, atol=1e-5)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert trainable and len(trainable) < len(list(model.parameters()))
-    losses = train(tuner, model, steps=6)
-    assert losses[-1] < losses[0] - 1e-3
+        assert torch.allclose(run.start, logits(base(name)), atol=1e-5)
+    assert 0 < run.shares[0] < run.shares[1]
+    assert run.losses[-1] < run.losses[0] - 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,8 +234,6 @@ def test_quantised_base_is_refused_where_the_table_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", [spec.name for spec in OWN if spec.quantised])
 def test_trains_over_a_4_bit_base(name: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
     base(width=64).save_pretrained(tmp_path / "base")
 
     def quantised() -> Any:
@@ -227,7 +241,7 @@ def test_trains_over_a_4_bit_base(name: str, tmp_path: Path) -> None:
         return AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, device_map="cpu")
 
     tuner, model = prepared(name, quantised())
-    losses = train(tuner, model, steps=6)
+    losses = train(tuner, model, steps=4)
     assert losses[-1] < losses[0]
     expected = logits(model)
     (tmp_path / "adapter").mkdir()
@@ -236,6 +250,22 @@ def test_trains_over_a_4_bit_base(name: str, tmp_path: Path) -> None:
     if TUNERS.get(name).mergeable:
         with pytest.raises(ModelError, match="unquantised"):
             Swift.merge_and_unload(model)
+
+
+def test_loftq_makes_up_for_the_error_of_packed_weights_on_any_device(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base(width=64).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    tuner, kind = TUNERS.load("lora")(), tuner_options_class("lora")
+    assert kind is not None
+    exact, distance = logits(base(width=64)), {}
+    for start in ("true", "loftq"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu")
+        distance[start] = float((logits(tuner.prepare(model, kind(lora_rank=16, init_weights=start))) - exact).abs().mean())
+    assert 0 < distance["loftq"] < 0.8 * distance["true"]
+    with pytest.raises(ModelError, match="loftq_iter"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu")
+        tuner.prepare(model, kind(init_weights="loftq", loftq_iter=2))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -287,3 +317,26 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         line = next(line for line in lines if line.split()[0].rstrip(",") == spec.name)
         said = [line[start:].split()[0] == "yes" for start in starts]
         assert said == [spec.mergeable, spec.quantised, spec.several, spec.checkpointing, spec.parameters], spec.name
+
+
+def test_core_knows_every_tuner_of_this_package() -> None:
+    names = {name for spec in OWN for name in (spec.name, *spec.aliases)}
+    assert set(TUNERS._packages) == names, "what to install is said for these names where this package is absent"
+
+
+def test_options_that_shape_an_adapter_are_refused_beside_a_saved_one() -> None:
+    values: dict[str, Any] = {"model": "m", "dataset": ["self-cognition"], "adapters": ["run/checkpoint-1"]}
+    for name, value in (("lora_rank", 4), ("init_weights", "pissa"), ("target_modules", ["q_proj"])):
+        with pytest.raises(ConfigError, match=f"--{name}"):
+            SftConfig(**values, **{name: value})
+    assert SftConfig(**values, lorap_lr_ratio=16.0).lorap_lr_ratio == 16.0
+
+
+@pytest.mark.parametrize("spec", OWN, ids=lambda spec: spec.name)
+def test_the_readme_has_the_same_table(spec: Any) -> None:
+    lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    names = ", ".join(f"`{name}`" for name in (spec.name, *spec.aliases))
+    line = next(line for line in lines if line.startswith(f"| {names} |"))
+    said = [cell.strip() for cell in line.strip("|").split("|")][1:]
+    facts = [spec.mergeable, spec.quantised, spec.several, spec.checkpointing, spec.parameters]
+    assert said == [*("yes" if fact else "–" for fact in facts), spec.summary]

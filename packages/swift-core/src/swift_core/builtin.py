@@ -64,7 +64,8 @@ COMMANDS = (
 TUNERS = (
     TunerSpec(
         name="full",
-        summary="train the model's own weights, all or chosen by the freeze settings",
+        aliases=("freeze",),
+        summary="train the model's own weights, all or chosen by the freeze settings, of which freeze needs one",
         target="swift_core.train.full:FullTuner",
         mergeable=False,
     ),

@@ -187,7 +187,17 @@ MODELS = Registry("models", ModelSpec, table="swift_core.cards.models:read_model
 DATASETS = Registry("datasets", DatasetSpec, table="swift_core.cards.datasets:read_datasets")
 TEMPLATES = Registry("templates", TemplateSpec, table="swift_core.cards.templates:read_templates")
 AGENT_TEMPLATES = Registry("agent_templates", AgentSpec, table="swift_core.cards.agents:read_agents")
-TUNERS = Registry("tuners", TunerSpec, packages={"lora": "swift-tuners"})
+TUNERS = Registry(
+    "tuners",
+    TunerSpec,
+    packages=dict.fromkeys(
+        (
+            *("lora", "lora_llm", "longlora", "adalora", "llamapro", "ia3", "vera", "boft", "oft", "fourierft", "miss", "bone"),
+            *("adapter", "reft", "prompt_tuning", "prefix_tuning", "p_tuning"),
+        ),
+        "swift-tuners",
+    ),
+)
 OPTIMIZERS = Registry(
     "optimizers",
     OptimizerSpec,

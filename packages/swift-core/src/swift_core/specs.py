@@ -61,10 +61,12 @@ class TunerSpec(Spec):
         checkpointing: whether it trains with gradient checkpointing.
         parameters: whether `target_parameters` can put it on bare weights, such as those of experts.
         half_base: whether the weights beside its own may be in half precision, since its own are kept in float32.
+        loaded_options: flags that act on an adapter given by `--adapters` too; its folder says the others.
         aliases: other names.
     """
 
     options: str | None = None
+    loaded_options: tuple[str, ...] = ()
     mergeable: bool = False
     quantised: bool = False
     several: bool = False

@@ -10,6 +10,7 @@ TUNERS = (
         summary="low-rank matrices beside frozen weights: LoRA, QLoRA, rsLoRA, DoRA, LoRA+, PiSSA, OLoRA, LoftQ, LoRA-GA, EVA",
         target="swift_tuners.methods.lora:LoraTuner",
         options="swift_tuners.lora_options:LoraOptions",
+        loaded_options=("lorap_lr_ratio", "lorap_emb_lr"),
         half_base=True,
         mergeable=True,
         quantised=True,

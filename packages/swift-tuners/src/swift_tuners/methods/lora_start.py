@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraGAConfig, PeftModel, initialize_lora_eva_weights, replace_lora_weights_loftq
+from peft import LoraGAConfig, PeftModel, initialize_lora_eva_weights
+from peft.utils.integrations import dequantize_module_weight
 from pydantic import BaseModel
+from safetensors import safe_open
 from swift_core.errors import MissingDependencyError, ModelError
 from swift_core.train.tuning import RunStart
 from torch import Tensor, nn
@@ -38,8 +40,13 @@ def check_start(model: nn.Module, options: LoraOptions, *, quantised: bool) -> N
     if start == "loftq":
         if importlib.util.find_spec("bitsandbytes") is None:
             raise MissingDependencyError("bitsandbytes", needed_for="--init_weights loftq", install="bitsandbytes")
-        if not torch.accelerator.is_available():
-            raise ModelError("--init_weights loftq quantises on a GPU, and there is none here", fix="use --init_weights pissa or olora")
+        if quantised and options.loftq_iter > 1:
+            raise ModelError(f"--loftq_iter {options.loftq_iter}: weights that are packed already stay as they are", fix="--loftq_iter 1")
+        if not quantised and not torch.accelerator.is_available():
+            raise ModelError(
+                "--init_weights loftq quantises whole weights on a GPU, and there is none here",
+                fix="add --quant_method bnb --quant_bits 4: over packed weights it runs on a CPU",
+            )
     if start == "orthogonal" and options.lora_rank % 2:
         raise ModelError(f"--init_weights orthogonal needs an even rank, not {options.lora_rank}", fix="--lora_rank 8")
     if start in ("pissa", "olora", "lora-ga", "loftq", "eva") and options.target_parameters:
@@ -65,22 +72,36 @@ def check_patterns(model: nn.Module, options: BaseModel) -> None:
                 raise ModelError(f"--{setting} {pattern!r} matches no adapted layer", fix=f"names look like {', '.join(names[:2])}")
 
 
+@torch.no_grad()
 def start_from_quantisation(model: nn.Module) -> None:
-    """Let the matrices make up for the error of quantised base weights (LoftQ), in place.
+    """Let the matrices make up for the error of packed base weights (one round of LoftQ), in place, on any device.
 
     Raises:
         ModelError: when the weights before quantisation are not at hand.
     """
     source = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "")))
-    if not source.is_dir() or not list(source.glob("*.safetensors")):
-        raise ModelError(
-            "--init_weights loftq compares with the weights before quantisation, and they are not in the model's folder",
-            fix="load a model that is quantised while it is loaded, from a folder of safetensors",
-        )
-    try:
-        replace_lora_weights_loftq(cast(PeftModel, model), model_path=str(source))
-    except (ValueError, ImportError) as error:
-        raise ModelError(f"--init_weights loftq does not fit this model: {error}", fix="--init_weights true") from error
+    places: dict[str, Path] = {}
+    for file in sorted(source.glob("*.safetensors")) if source.is_dir() else []:
+        with safe_open(file, framework="pt") as tensors:
+            places.update(dict.fromkeys(tensors.keys(), file))
+    prefix = str(getattr(cast(PeftModel, model).get_base_model(), "base_model_prefix", "")) + "."
+    for name, layer in lora_layers(model).items():
+        key = next((key for key in (f"{name}.weight", f"{name}.weight".removeprefix(prefix)) if key in places), None)
+        if key is None:
+            raise ModelError(
+                f"--init_weights loftq compares with the weights before quantisation, and those of {name} are not in the model's folder",
+                fix="load a model that is quantised while it is loaded, from a folder of safetensors",
+            )
+        with safe_open(places[key], framework="pt") as tensors:
+            weight = tensors.get_tensor(key)
+        packed = cast(Tensor, dequantize_module_weight(layer.get_base_layer()))
+        error = weight.to(packed.device, torch.float32) - packed.float()
+        left, values, right = torch.linalg.svd(error, full_matrices=False)
+        a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+        rank, root = a.shape[0], values.sqrt()
+        # PEFT's own start leaves the scale of the update out.
+        b.data = (left[:, :rank] * root[:rank] / layer.scaling[_ADAPTER]).to(b)
+        a.data = (root[:rank, None] * right[:rank]).to(a)
 
 
 def start_from_gradients(model: nn.Module, options: LoraOptions, run: RunStart) -> None:
