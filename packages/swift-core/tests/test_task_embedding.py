@@ -142,6 +142,7 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.e2e
 def test_two_ranks_give_the_loss_and_gradient_of_one_batch(tmp_path: Path) -> None:
     """Also when one of them has no samples left and only keeps step."""
     # Processes of their own: forking after a backward pass is not safe, and pytest's modules cannot be imported by name.

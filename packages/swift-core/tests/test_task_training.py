@@ -109,7 +109,7 @@ CASES: list[tuple[str, Any, dict[str, Any], set[str]]] = [
 
 @pytest.mark.parametrize(("rows", "settings", "metrics"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_losses_fall_and_metrics_are_logged(folder: Path, tmp_path: Path, rows: Any, settings: dict[str, Any], metrics: set[str]) -> None:
-    output = train(config(folder, tmp_path, rows(), **settings))
+    output = train(config(folder, tmp_path, rows(), save_strategy="no", eval_strategy="epoch", **settings))
     found = losses(output)
     third = len(found) // 3
     assert sum(found[-third:]) < sum(found[:third])

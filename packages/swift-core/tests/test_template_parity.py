@@ -87,9 +87,15 @@ def conversation(system: bool, shape: str, thought: str) -> list[Any]:
     return [{"role": "system", "content": "Be brief."}, *turns] if system else turns
 
 
-CELLS = product((False, True), (False, True), ("one", "two", "call", "tool"), ("none", "inline", "field"), (None, True, False))
-# A turn that is a call has no thoughts: one cell says what three would.
-GRID = [cell for cell in CELLS if cell[2] != "call" or cell[3] == "none"]
+AXES: Any = ((False, True), (False, True), ("one", "two", "call", "tool"), ("none", "inline", "field"), (None, True, False))
+
+
+def grid(half: int) -> list[Any]:
+    """Return every second cell: each value of an axis still meets each value of every other one."""
+    places = (place for place in product(*(range(len(axis)) for axis in AXES)) if sum(place) % 2 == half)
+    cells = (tuple(axis[at] for axis, at in zip(AXES, place, strict=True)) for place in places)
+    # A turn that is a call has no thoughts: one cell says what three would.
+    return [cell for cell in cells if cell[2] != "call" or cell[3] == "none"]
 
 
 def expected(tokenizer, messages, tools, **more):
@@ -100,11 +106,12 @@ def expected(tokenizer, messages, tools, **more):
         return None
 
 
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.e2e)])
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_ids_and_mask_of_official_templates(name, record_property):
+def test_ids_and_mask_of_official_templates(name, half, record_property):
     tokenizer = tokenizer_of(name)
     counts: Counter[str] = Counter()
-    for system, with_tools, shape, thought, enable in GRID:
+    for system, with_tools, shape, thought, enable in grid(half):
         tools = TOOLS if with_tools else None
         messages = conversation(system, shape, thought)
         try:
@@ -137,7 +144,7 @@ def test_ids_and_mask_of_official_templates(name, record_property):
         counts["passed"] += 1
     record_property("cells", dict(counts))
     print(name, dict(counts))
-    assert counts["passed"] >= 12
+    assert counts["passed"] >= 6
 
 
 @cache

@@ -57,15 +57,23 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in read_log(run_dir) if "loss" in line]
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(1, 8), (2, 4), (4, 2), (8, 1)])
-@pytest.mark.parametrize("layout", [{"padding_free": False}, {"padding_free": True}, {"per_device_token_budget": 20}])
-def test_the_split_of_a_step_does_not_matter(folder: Path, tmp_path: Path, batch: int, accumulation: int, layout: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def in_one_batch(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    out = tmp_path_factory.mktemp("one_batch")
+    trainer(folder, out, per_device_train_batch_size=8, gradient_accumulation_steps=1).train()
+    return losses(out)
+
+
+PADDED, FREE, BUDGET = {"padding_free": False}, {"padding_free": True}, {"per_device_token_budget": 20}
+
+
+@pytest.mark.parametrize(("batch", "layout"), [(1, PADDED), (4, PADDED), (8, PADDED), (1, FREE), (2, FREE), (2, BUDGET), (8, BUDGET)])
+def test_the_split_of_a_step_does_not_matter(
+    folder: Path, tmp_path: Path, batch: int, layout: dict[str, Any], in_one_batch: list[float]
+) -> None:
     """20 samples in steps of 8 leave a last step of 4: it must count as 4, not as 8."""
-    reference = trainer(folder, tmp_path / "a", per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    other = trainer(folder, tmp_path / "b", per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **layout)
-    reference.train()
-    other.train()
-    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=2e-5)
+    trainer(folder, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch, **layout).train()
+    assert losses(tmp_path) == pytest.approx(in_one_batch, abs=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +116,9 @@ def test_loss_is_the_mean_over_trained_tokens(folder: Path, tmp_path: Path) -> N
     "settings",
     [
         {},
-        {"group_by_length": True},
-        {"dataloader_num_workers": 2},
-        {"gradient_checkpointing": True},
+        {"group_by_length": True, "gradient_checkpointing": True},
         {"packing": True, "packing_length": 24},
-        {"padding_free": False},
+        {"padding_free": False, "dataloader_num_workers": 1},
     ],
 )
 def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -170,6 +176,8 @@ def test_signals_save_and_leave(folder: Path, tmp_path: Path, number: signal.Sig
     assert caught.value.exit_code == code
     assert (tmp_path / "checkpoint-3" / "manifest.json").is_file()
     assert not (tmp_path / "run.lock").exists()
+    if number is signal.SIGINT:
+        return  # what a resumed run makes of the checkpoint does not depend on the signal
     trainer(folder, tmp_path, save_strategy="steps").train(resume_from_checkpoint=True)
     whole = trainer(folder, tmp_path / "whole", save_strategy="steps").train()
     assert whole.last_checkpoint is not None
