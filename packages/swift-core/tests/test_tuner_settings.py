@@ -24,6 +24,7 @@ def test_freeze_is_full_tuning_that_insists_on_something_to_freeze() -> None:
     assert "freeze" in config.source("tuner_type")
     assert "--freeze_parameters_ratio" in problems(tuner_type="freeze")
     assert "--freeze_parameters_ratio" in problems(tuner_type="freeze", trainable_parameters=["lm_head"])
+    assert "--freeze_parameters_ratio" in problems(tuner_type="freeze", freeze_vit=False)
     assert SftConfig(**BASE, tuner_type="full").tuner.tuner_type == "full"
 
 

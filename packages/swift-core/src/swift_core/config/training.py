@@ -225,8 +225,8 @@ def _full_has_no_adapters(config: SftConfig) -> Problem | None:
 
 
 def _freeze_freezes(config: SftConfig) -> Problem | None:
-    names = ("freeze_parameters", "freeze_parameters_regex", "freeze_parameters_ratio", "freeze_llm", "freeze_vit", "freeze_aligner")
-    if config.source("tuner_type") == _FREEZE and not any(config.given(name) for name in names):
+    names = ("freeze_parameters", "freeze_parameters_regex", "freeze_parameters_ratio", "freeze_llm")
+    if config.source("tuner_type") == _FREEZE and not any(getattr(config.tuner, name) for name in names):
         return Problem(
             "--tuner_type freeze", "nothing says what is frozen", "add --freeze_parameters_ratio 0.8, or --freeze_parameters PREFIX"
         )
