@@ -12,9 +12,9 @@ from swift_core.templates.media import MarkedMedia, ProcessorTemplate, build_pro
 from swift_core.testing.tiny_multimodal import make_picture, make_tiny_multimodal
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("boxes")
+@pytest.fixture
+def folder(media_models):
+    return media_models
 
 
 def template_of(kind, folder, **media):

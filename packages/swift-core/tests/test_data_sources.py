@@ -117,19 +117,19 @@ def test_val_dataset(ten, tmp_path):
 
 
 def test_result_does_not_depend_on_the_hash_seed(ten):
+    """Another process has another seed than this one."""
+    datasets = [f"{ten}#13", "self-cognition#9"]
     code = (
         "from swift_core.config.sections import *; from swift_core.data.sources import load_datasets\n"
-        f"d = load_datasets(DataSection(dataset=[{ten!r} + '#13', 'self-cognition#9'], split_dataset_ratio=0.2), ModelSection(offline=True))\n"
+        f"d = load_datasets(DataSection(dataset={datasets!r}, split_dataset_ratio=0.2), ModelSection(offline=True))\n"
         "print([s.origin for s in d.train], [s.origin for s in d.val])"
     )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(printed) == 1
-    assert "self-cognition" in printed.pop()
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    here = load_datasets(DataSection(dataset=datasets, split_dataset_ratio=0.2), ModelSection(offline=True))
+    assert printed.strip() == f"{[s.origin for s in here.train]} {[s.origin for s in here.val]}"
+    assert "self-cognition" in printed
 
 
 BAD = [*pairs(2), '{"query": "cut', {"messages": [{"role": "usr", "content": "x"}]}, *pairs(2, start=2), {"query": "only"}]

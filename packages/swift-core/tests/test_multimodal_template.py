@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ CONVERSATION = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("media")
+@pytest.fixture
+def folder(media_models: Path) -> Path:
+    return media_models
+
+
+@cache
+def plain_template(kind: str, folder: Path) -> ProcessorTemplate:
+    return template_of(kind, folder)
 
 
 def template_of(kind: str, folder: Path, media: MediaSection | None = None, **settings: Any) -> ProcessorTemplate:
@@ -82,7 +88,7 @@ def as_parts(sample: Sample, template: ProcessorTemplate) -> list[dict[str, Any]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_token_ids_and_tensors_are_those_of_the_processor(kind: str, folder: Path) -> None:
-    template = template_of(kind, folder)
+    template = plain_template(kind, folder)
     sample = sample_of(kind, folder)
     encoded = template.encode(sample)
     own: Any = template.processor.apply_chat_template(as_parts(sample, template), tokenize=True, return_dict=True, return_tensors="pt")
@@ -101,7 +107,7 @@ def test_token_ids_and_tensors_are_those_of_the_processor(kind: str, folder: Pat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_answers_alone_are_trained(kind: str, folder: Path) -> None:
-    template = template_of(kind, folder)
+    template = plain_template(kind, folder)
     encoded = template.encode(sample_of(kind, folder))
     trained = [id_ for id_, label in zip(encoded.input_ids, encoded.labels, strict=True) if label != -100]
     assert all(label in (-100, id_) for id_, label in zip(encoded.input_ids, encoded.labels, strict=True))
@@ -115,7 +121,7 @@ def test_the_answers_alone_are_trained(kind: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_prompt_of_a_generation_is_the_beginning_of_the_training_sample(kind: str, folder: Path) -> None:
-    template = template_of(kind, folder)
+    template = plain_template(kind, folder)
     sample = sample_of(kind, folder)
     encoded = template.encode(sample)
     prompt = template.encode_media_prompt(Sample(sample.messages[:3], images=sample.images, audios=sample.audios))
@@ -127,7 +133,7 @@ def test_the_prompt_of_a_generation_is_the_beginning_of_the_training_sample(kind
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_without_media_is_encoded_as_the_processor_does(kind: str, folder: Path) -> None:
-    template = template_of(kind, folder)
+    template = plain_template(kind, folder)
     sample = Sample([Message(role="user", content="Hello <b>there</b>"), Message(role="assistant", content="Good day.")])
     encoded = template.encode(sample)
     own: Any = template.processor.apply_chat_template(as_parts(sample, template), tokenize=True, return_dict=True)
