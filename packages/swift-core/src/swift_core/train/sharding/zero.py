@@ -87,7 +87,7 @@ class ZeroEngine(Engine):
         plugin = cast(DeepSpeedPlugin, self.world.accelerator.deepspeed_plugin)
         if halved:
             plugin.deepspeed_config["bf16"] = {"enabled": True}
-        engine = self.world.accelerator.prepare(module, optimizer)[0]
+        engine: Any = self.world.accelerator.prepare(module, optimizer)[0]
         found = deepspeed.comm.get_world_size()
         if not isinstance(engine, deepspeed.DeepSpeedEngine) or found != self.world.size:
             raise LaunchError(
@@ -95,7 +95,7 @@ class ZeroEngine(Engine):
                 fix="start with NPROC_PER_NODE=N swift ..., or use --fsdp full_shard",
             )
         self._engine = engine
-        self._base, self._stage = engine.optimizer.optimizer, engine.zero_optimization_stage()
+        self._base, self._stage = cast(Any, engine.optimizer).optimizer, engine.zero_optimization_stage()
         logger.info("DeepSpeed ZeRO %s over %s processes", self._stage, found)
         return engine
 
