@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from swift_core.config.fields import Setting
 from swift_core.errors import Problem
 from swift_core.registry import TASKS, import_target, nearest
 
@@ -41,7 +42,8 @@ def algorithm_problems(config: Any, sections: Collection[str]) -> list[Problem]:
         near = nearest(config.task.rlhf_type, known) or known
         return [Problem(f"--rlhf_type {config.task.rlhf_type}", "is not known", f"one of {', '.join(near)}")]
     problems: list[Problem] = []
-    for name, setting in type(config).settings().items():
+    settings: dict[str, Setting] = type(config).settings()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    for name, setting in settings.items():
         if setting.section in sections and setting.section not in spec.sections and config.given(name):
             problems.append(Problem(f"--{name}", f"has no effect with --rlhf_type {spec.name}", "remove it"))
     if config.given("beta") and spec.beta is None:

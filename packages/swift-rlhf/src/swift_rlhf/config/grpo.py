@@ -158,7 +158,7 @@ def _other_problems(config: Any) -> Iterator[Problem]:
         yield Problem("--max_turns", "nobody answers the model", "add --multi_turn_scheduler FILE.py:CLASS")
     if config.given("max_resample_times") and not grpo.dynamic_sample:
         yield Problem("--max_resample_times", "has no effect on its own", "add --dynamic_sample true")
-    if "data" in type(config).model_fields:
+    if hasattr(config, "data"):
         if not config.rewarding.reward_funcs:
             yield Problem("--reward_funcs", "is missing", "--reward_funcs accuracy, or my_rewards.py:my_function")
         if config.data.streaming:

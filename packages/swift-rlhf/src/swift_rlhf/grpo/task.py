@@ -17,6 +17,7 @@ from swift_rlhf.grpo.metrics import Meter
 from swift_rlhf.grpo.samples import AnswerBatch, AnswerGroup, collate_answers
 from swift_rlhf.losses import (
     OBJECTIVES,
+    Aggregation,
     Sum,
     kl_estimate,
     off_policy_sequence_mask,
@@ -71,17 +72,18 @@ class GrpoTask:
         self.packs = shared
         aggregation = OBJECTIVES[objective.loss_type].aggregation
         self.unit = {"token_mean": "tokens", None: "groups"}.get(aggregation, "answers")
-        self._aggregation = aggregation
+        self._aggregation: Aggregation | None = aggregation
         self._meter = meter
         self._scorer: Scorer | None = None
 
     def weight(self, sample: EncodedSample) -> int:
         """Return how much of the normaliser a group is, answers that are left out included."""
         counts = torch.tensor([answer.tokens for answer in cast(AnswerGroup, sample).answers])
-        if self._aggregation is None:
+        aggregation = self._aggregation
+        if aggregation is None:
             return int(bool(counts.any()))
         mask = torch.arange(int(counts.max())) < counts[:, None]
-        return int(sample_weights(mask, self._aggregation, max_completion_length=self.objective.max_completion_length).sum())
+        return int(sample_weights(mask, aggregation, max_completion_length=self.objective.max_completion_length).sum())
 
     def length(self, sample: EncodedSample) -> int:
         """Return the tokens that go through the model: 0 where nothing is to be learned."""

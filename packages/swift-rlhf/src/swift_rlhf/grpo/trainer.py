@@ -97,9 +97,10 @@ class GRPOTrainer(Trainer):
     ) -> None:
         settings: Any = args or GRPOConfig()
         given = processing_class or tokenizer
-        if template is None and given is None:
-            raise DataError("there is no tokenizer", fix="GRPOTrainer(..., processing_class=tokenizer)")
-        template = template or build_template(tokenizer_of(given), TemplateSection())
+        if template is None:
+            if given is None:
+                raise DataError("there is no tokenizer", fix="GRPOTrainer(..., processing_class=tokenizer)")
+            template = build_template(tokenizer_of(given), TemplateSection())
         words = template.tokenizer
         world = world or make_world(settings)
         self.pool = RewardPool(
