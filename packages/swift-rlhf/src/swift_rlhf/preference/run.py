@@ -16,6 +16,7 @@ from swift_core.data.sources import load_datasets
 from swift_core.models.config import load_config
 from swift_core.models.loading import load_processor, max_model_length, resolve_model_folder, tokenizer_of
 from swift_core.models.modules import unwrap
+from swift_core.scoring.attention import NAME, SAMPLEWISE, text_attention
 from swift_core.tasks.console import indented, plan_lines, result_lines, say
 from swift_core.tasks.encoding import TextReport
 from swift_core.tasks.sft import build_model
@@ -156,7 +157,7 @@ def show(config: RlhfConfig) -> None:
 
 
 def _scores(config: RlhfConfig, prepared: Prepared, model: nn.Module, world: World) -> AnswerScores:
-    packed = config.training.padding_free is not False and not isinstance(prepared.template, AdapterTemplate)
+    packed = config.training.padding_free is not False and not isinstance(prepared.template, AdapterTemplate) and _knows_branches(model)
     positions = partial(packed_position_ids, unwrap(model)) if isinstance(prepared.template, ProcessorTemplate) else None
     ld_alpha = config.dpo.ld_alpha
     section = config.reference
@@ -173,6 +174,11 @@ def _scores(config: RlhfConfig, prepared: Prepared, model: nn.Module, world: Wor
         _precompute(config, prepared, model, world, scores(reference))
         reference = None
     return scores(reference)
+
+
+def _knows_branches(model: nn.Module) -> bool:
+    # Other attention functions for packed rows, such as LongLoRA's, look at segments and not at what they continue.
+    return text_attention(unwrap(model)) not in SAMPLEWISE - {NAME}
 
 
 def _precompute(config: RlhfConfig, prepared: Prepared, model: nn.Module, world: World, scores: AnswerScores) -> None:
