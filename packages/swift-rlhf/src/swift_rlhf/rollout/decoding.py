@@ -12,8 +12,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from swift_core.scoring.attention import packed, packed_attention, set_text_attention, text_attention
 from swift_core.batching.layout import Layout
+from swift_core.scoring.attention import packed, packed_attention, set_text_attention, text_attention
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
