@@ -177,7 +177,14 @@ def _bnb(section: QuantizationSection, dtype: torch.dtype) -> Any:
 
 def _hqq(section: QuantizationSection, dtype: torch.dtype) -> Any:
     from transformers import HqqConfig
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizer_hqq import HqqHfQuantizer
 
+    if HqqHfQuantizer.get_quantize_ops is HfQuantizer.get_quantize_ops:
+        raise ModelError(
+            "--quant_method hqq: the installed transformers declares HQQ, but does not pack weights with it while loading",
+            fix="--quant_method bnb, or quanto (pip install 'swift-core[quanto]')",
+        )
     axis = int(section.hqq_axis) if section.hqq_axis is not None else 1
     return HqqConfig(nbits=int(section.bits), group_size=section.quant_group_size or 64, axis=axis)
 
