@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 from swift_core.config.fields import Setting
 from swift_core.errors import Problem
@@ -42,7 +42,7 @@ def algorithm_problems(config: Any, sections: Collection[str]) -> list[Problem]:
         near = nearest(config.task.rlhf_type, known) or known
         return [Problem(f"--rlhf_type {config.task.rlhf_type}", "is not known", f"one of {', '.join(near)}")]
     problems: list[Problem] = []
-    settings: dict[str, Setting] = type(config).settings()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    settings = cast(dict[str, Setting], config.settings())
     for name, setting in settings.items():
         if setting.section in sections and setting.section not in spec.sections and config.given(name):
             problems.append(Problem(f"--{name}", f"has no effect with --rlhf_type {spec.name}", "remove it"))
