@@ -400,11 +400,13 @@ class Trainer:
         best_now = self.state.best_global_step == self.state.global_step and self.state.best_metric is not None
         if best_now:
             self.state.best_model_checkpoint = str(self.run_dir / f"checkpoint-{self.state.global_step}")
-        optimizer_state = {} if self.args.saving.save_only_model else self.engine.optimizer_state(self.optimizer)
-        with evaluated_weights(self.optimizer), self.engine.saving(self.model):
-            if self.world.is_main:
-                write = partial(self._write, generators=generators, optimizer_state=optimizer_state)
-                self._say(f"saved {write_checkpoint(self.run_dir, self.state.global_step, write)}")
+        with evaluated_weights(self.optimizer):
+            # In here, so that the state says which of its weights are in the file.
+            optimizer_state = {} if self.args.saving.save_only_model else self.engine.optimizer_state(self.optimizer)
+            with self.engine.saving(self.model):
+                if self.world.is_main:
+                    write = partial(self._write, generators=generators, optimizer_state=optimizer_state)
+                    self._say(f"saved {write_checkpoint(self.run_dir, self.state.global_step, write)}")
         if self.world.is_main:
             best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
             rotate(self.run_dir, keep=self.args.saving.save_total_limit, best=best)
