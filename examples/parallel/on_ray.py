@@ -27,6 +27,6 @@ class Machine:
 
 if __name__ == "__main__":
     ray.init()
-    machines = [Machine.remote() for _ in range(NODES)]
+    machines = [Machine.remote() for _ in range(NODES)]  # pyright: ignore[reportAttributeAccessIssue]
     first = ray.get(machines[0].address.remote())
     ray.get([machine.run.remote(rank, *first) for rank, machine in enumerate(machines)])

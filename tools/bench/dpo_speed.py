@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sft_speed import HERE, Turn, environment_of, run
 
@@ -24,9 +24,9 @@ LIMIT = 512
 
 def short_pairs(source: Path, model: Path, target: Path, count: int) -> int:
     """Write the first pairs that are short enough as `{"messages", "rejected_response"}` rows and return how many there are."""
-    from transformers import AutoTokenizer
+    import transformers
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    tokenizer = cast(Any, transformers).AutoTokenizer.from_pretrained(model)
     text = source.read_text(encoding="utf-8")
     values: list[dict[str, Any]] = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
     kept: list[dict[str, Any]] = []

@@ -22,6 +22,8 @@ from swift_core.testing.tiny import make_tiny_model
 from swift_core.train.checkpoint import why_invalid
 from swift_core.train.report import read_log
 
+pytestmark = pytest.mark.e2e  # two processes and a compiler
+
 STEPS = 4
 COMMON: dict[str, Any] = {
     "add_version": False, "learning_rate": 1e-2, "max_steps": STEPS, "per_device_train_batch_size": 2, "logging_steps": 1,
@@ -184,7 +186,6 @@ def test_one_process_refuses_another_number_of_samples(alone: Path, tmp_path: Pa
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 
-@pytest.mark.e2e  # DeepSpeed compiles a part of itself in its first run
 @pytest.mark.skipif(not DEEPSPEED, reason="needs deepspeed")
 def test_deepspeed_trains_as_one_process(alone: Path, tmp_path: Path) -> None:
     plain, reference = str(alone / "plain"), alone / "plain_run"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from swift_core.config.command import tuner_options_class
+from swift_core.config.sections import ModelSection
 from swift_core.errors import CheckpointError, ConfigError, EngineError, RequestError
 from swift_core.protocols import AdapterEngine
 from swift_core.registry import TUNERS
@@ -14,7 +15,7 @@ from swift_core.train.tuning import load_tuner
 from swift_infer import InferRequest, RequestConfig, TransformersEngine
 from swift_infer.adapter_names import split_name
 from swift_infer.checkpoint import adopt_checkpoint
-from swift_infer.config import DeployConfig, EngineConfig, InferConfig, ModelSection
+from swift_infer.config import DeployConfig, EngineConfig, InferConfig
 from transformers import AutoModelForCausalLM
 
 GREEDY = RequestConfig(max_tokens=6, temperature=0)

@@ -113,7 +113,7 @@ def test_a_stop_text_ends_an_answer_and_is_no_part_of_its_text(llama: Any) -> No
     tokenizer = make_tiny_tokenizer()
     sampler = TransformersSampler(llama, tokenizer, [])
     whole = sampler.generate([TurnRequest(PROMPTS[0], 24)], Sampling(temperature=0), seed=0, version=0)[0]
-    stop = tokenizer.decode(whole.token_ids[6:8])
+    stop = str(tokenizer.decode(whole.token_ids[6:8]))
     cut_off = sampler.generate([TurnRequest(PROMPTS[0], 24)], Sampling(temperature=0, stop=(stop,)), seed=0, version=0)[0]
     assert cut_off.token_ids == whole.token_ids[: len(cut_off.token_ids)] and len(cut_off.token_ids) <= 8
     assert stop not in cut_off.text and cut_off.finish_reason == "stop"

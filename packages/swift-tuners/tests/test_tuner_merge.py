@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from swift_core.config.training import SftConfig
 from swift_core.errors import CheckpointError, ConfigError, ModelError, NotFoundError
 from swift_core.models.loading import load_model
+from swift_core.scoring.agreement import compare, logits_of, prompt_ids
 from swift_core.testing.tiny import make_tiny_model
 from swift_tuners import LoraOptions, Swift
 from swift_tuners.adapters import load
 from swift_tuners.config import MergeConfig
-from swift_core.scoring.agreement import compare, logits_of, prompt_ids
 from swift_tuners.merge.merging import merge
 from swift_tuners.methods.lora import LoraTuner
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -43,7 +43,8 @@ class WandbSink:
 
     def __init__(self, run_dir: Path, *, name: str | None, project: str | None) -> None:
         try:
-            import wandb  # pyright: ignore[reportMissingImports]
+            import wandb
+            from wandb.errors import Error as WandbError
         except ImportError as error:
             raise MissingDependencyError("wandb", needed_for="--report_to wandb", install="swift-core[wandb]") from error
         try:
@@ -55,7 +56,7 @@ class WandbSink:
                 dir=str(run_dir),
                 config=_settings(run_dir),
             )
-        except wandb.errors.Error as error:
+        except WandbError as error:
             fix = "log in with `wandb login`, set WANDB_MODE=offline, or leave wandb out of --report_to"
             raise TrainingError(f"Weights & Biases does not open a run: {error}", fix=fix) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import GenerationMixin, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -55,7 +55,7 @@ def adapted_class(own: type[Any], adapter: MediaAdapter) -> type[Any]:
 
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = _call(adapter, args, kwargs)
-        run = partial(own.generate, self)
+        run = partial(cast(Any, own).generate, self)
         return run(*args, **kwargs) if call is None else adapter.generate(self, run, call)
 
     # Where the class generates by the library's method, transformers wants to see that among the direct bases.
@@ -63,7 +63,7 @@ def adapted_class(own: type[Any], adapter: MediaAdapter) -> type[Any]:
     members = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     made: Any = type(own.__name__, bases, {**members, "forward": forward, "media_adapter": adapter})
     if hasattr(own, "generate"):  # code that only trains has none
-        made.generate = wraps(own.generate)(generate)
+        made.generate = wraps(cast(Any, own).generate)(generate)
     return made
 
 

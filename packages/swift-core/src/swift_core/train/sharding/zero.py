@@ -17,7 +17,7 @@ from torch import nn
 
 from swift_core.config.parallel import deepspeed_settings
 from swift_core.config.training import TrainingConfig
-from swift_core.errors import LaunchError, MissingDependencyError
+from swift_core.errors import ConfigError, LaunchError, MissingDependencyError, Problem
 from swift_core.train.module import LossModule
 from swift_core.train.parallel import World
 from swift_core.train.sharding.engine import Engine
@@ -45,6 +45,10 @@ def deepspeed_accelerator(args: TrainingConfig, *, device: str, handlers: Sequen
     deepspeed.logger.setLevel(logging.WARNING)
     micro, clipping = args.training.per_device_train_batch_size, args.optimization.max_grad_norm
     settings = deepspeed_settings(args.parallel, micro_batch=micro, clipping=clipping, bf16=bool(args.training.bf16))
+    if device == "cpu" and any(key.startswith("offload_") for key in settings["zero_optimization"]):
+        # Runs with it on a CPU were seen to drift from the losses of one process.
+        why = "offload moves weights to the memory of the CPU, where this run is already"
+        raise ConfigError([Problem(f"--deepspeed {args.parallel.deepspeed}", why, "--deepspeed zero2 or zero3")])
     # The model is loaded before it is spread: tuners look at whole weights.
     plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=list(handlers))
