@@ -10,6 +10,4 @@ export NNODES=$SLURM_NNODES NPROC_PER_NODE=8 MASTER_PORT=29500
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR
 
-srun bash -c '
-NODE_RANK=$SLURM_NODEID swift sft examples/parallel/fsdp.yaml --output_dir output/slurm
-'
+srun bash examples/parallel/slurm_node.sh

@@ -184,9 +184,10 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], where: 
 
 def test_the_command_asks_for_what_is_missing() -> None:
     with pytest.raises(ConfigError) as caught:
-        RlhfConfig(rlhf_type="grpo")
+        RlhfConfig(rlhf_type="grpo", tuner_type="full")
     assert {"--model", "--dataset", "--reward_funcs"} <= {problem.where for problem in caught.value.problems}
-    assert RlhfConfig(rlhf_type="grpo", model="m", dataset=["d"], reward_funcs=["format"], per_device_train_batch_size=8).beta == 0.04
+    values: dict[str, Any] = {"model": "m", "dataset": ["d"], "reward_funcs": ["format"], "per_device_train_batch_size": 8}
+    assert RlhfConfig(rlhf_type="grpo", tuner_type="full", **values).beta == 0.04
 
 
 def test_prompts_are_asked_without_their_answer_and_long_ones_left_out(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from swift_core.batching.collate import IGNORED
 from swift_core.errors import ConfigError, DataError
+from swift_core.registry import TUNERS
 from swift_core.scoring.scorer import Scorer
 from swift_core.testing.tiny import make_tiny_model
 from swift_rlhf.config import RlhfConfig
@@ -210,7 +211,11 @@ def test_rows_that_are_all_too_long_say_by_how_much(model: str, tmp_path: Path) 
     ("settings", "said"),
     [
         ({"rlhf_type": "orpo", "ref_model": "x"}, "no reference model"),
-        ({"rlhf_type": "dpo", "tuner_type": "lora", "sync_ref_model": True}, "only an adapter is trained"),
+        pytest.param(
+            {"rlhf_type": "dpo", "tuner_type": "lora", "sync_ref_model": True},
+            "only an adapter is trained",
+            marks=pytest.mark.skipif("lora" not in TUNERS.names(), reason="swift-tuners is not installed"),
+        ),
         ({"rlhf_type": "dpo", "loss_type": ["exo_pair"]}, "label smoothing above 0"),
         ({"rlhf_type": "dpo", "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 values for 2 losses"),
         ({"rlhf_type": "kto", "simpo_gamma": 0.5}, "no effect with --rlhf_type kto"),

@@ -330,13 +330,3 @@ def test_options_that_shape_an_adapter_are_refused_beside_a_saved_one() -> None:
         with pytest.raises(ConfigError, match=f"--{name}"):
             SftConfig(**values, **{name: value})
     assert SftConfig(**values, lorap_lr_ratio=16.0).lorap_lr_ratio == 16.0
-
-
-@pytest.mark.parametrize("spec", OWN, ids=lambda spec: spec.name)
-def test_the_readme_has_the_same_table(spec: Any) -> None:
-    lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
-    names = ", ".join(f"`{name}`" for name in (spec.name, *spec.aliases))
-    line = next(line for line in lines if line.startswith(f"| {names} |"))
-    said = [cell.strip() for cell in line.strip("|").split("|")][1:]
-    facts = [spec.mergeable, spec.quantised, spec.several, spec.checkpointing, spec.parameters]
-    assert said == [*("yes" if fact else "–" for fact in facts), spec.summary]

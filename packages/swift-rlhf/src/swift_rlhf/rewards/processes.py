@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +74,7 @@ class _Worker:
             process.stdin.write(pack(message))
             await process.stdin.drain()
             size = HEADER.unpack(await process.stdout.readexactly(HEADER.size))[0]
-            kind, value = pickle.loads(await process.stdout.readexactly(size))
+            kind, value = json.loads(await process.stdout.readexactly(size))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             code = await process.wait()
             self.kill()

@@ -1,24 +1,35 @@
 """The process that runs rewards which keep a core busy or may hang: it can be killed, a thread cannot.
 
-Started as a module, it talks with the pool that started it over its own pipes: a length and a pickled message each way.
+Started as a module, it talks with the pool that started it over its own pipes: a length and a message in JSON each way.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import struct
 import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+from swift_core.errors import TrainingError
+
 HEADER = struct.Struct(">Q")
 
 
 def pack(message: Any) -> bytes:
-    """Return a message with its length before it."""
-    body = pickle.dumps(message)
+    """Return a message with its length before it.
+
+    Raises:
+        TrainingError: when a column of a row is nothing that JSON can say.
+    """
+    body = json.dumps(message, default=_refuse).encode()
     return HEADER.pack(len(body)) + body
+
+
+def _refuse(value: Any) -> Any:
+    kind = type(value).__name__
+    raise TrainingError(f"a column holds a {kind}, which cannot go to another process", fix="leave the column out, or make it text")
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -29,7 +40,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """
     functions: dict[str, Any] = {}
     while header := requests.read(HEADER.size):
-        message = pickle.loads(requests.read(*HEADER.unpack(header)))
+        message = json.loads(requests.read(*HEADER.unpack(header)))
         try:
             reply = ("ok", _answer(functions, *message))
         except Exception as error:  # noqa: BLE001  whatever the user's function raises is told to the pool
