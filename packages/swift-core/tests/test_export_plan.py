@@ -132,9 +132,11 @@ def test_one_result_goes_to_the_folder_itself_and_has_a_default_place(kind, tmp_
     assert str(away.root) == "name-copied"
 
 
-def test_an_action_that_cannot_be_used_leaves_the_others_alone(kind, tmp_path):
+def test_an_action_that_cannot_be_used_leaves_the_others_alone(kind, tmp_path, monkeypatch):
+    from swift_core import plugins
     from swift_core.plugins import broken_plugins
 
+    monkeypatch.setattr(plugins, "_broken", {})
     EXPORTS.register(ExportSpec(name="absent", summary="", target="no_such:thing", options="no_such:Options", order=1))
     EXPORTS.register(ExportSpec(name="thief", summary="", target="a:b", options="swift_core.config.actions:PushSection", order=99))
     assert export_config._assembled()(**settings(tmp_path)).wanted_actions() == ["copy", "count"]
