@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class Message(TypedDict):
@@ -140,11 +140,36 @@ class Tuner(Protocol):
 
 @dataclass(slots=True)
 class InferRequest:
-    """One conversation to answer."""
+    """One conversation to answer.
 
-    messages: list[Message]
+    Attributes:
+        messages: the conversation; empty where `prompt_ids` are given.
+        tools: function schemas offered to the model.
+        adapter: name of the adapter that answers; None is the model itself.
+        prompt_ids: the prompt as token ids, taken as they are instead of messages.
+        request_id: name under which `abort` finds the request; requests may share one.
+    """
+
+    messages: list[Message] = field(default_factory=list[Message])
     tools: list[dict[str, Any]] | None = None
     adapter: str | None = None
+    prompt_ids: list[int] | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutput:
+    """A form that the answer must have: exactly one of the fields is set.
+
+    Attributes:
+        json_schema: the answer is JSON that fits this schema; `{}` takes any JSON object.
+        regex: the whole answer matches this pattern.
+        choice: the answer is one of these texts.
+    """
+
+    json_schema: dict[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -158,6 +183,15 @@ class RequestConfig:
         seed: makes sampling repeatable.
         stop: texts that end the answer and are not part of it.
         n: answers for each request.
+        min_p: least share of the likeliest token's probability; None takes the model's own value.
+        presence_penalty, frequency_penalty: lower the logits of tokens that the answer has already, once or for each time.
+        logit_bias: token id -> number added to its logit.
+        stop_token_ids: further tokens that end the answer.
+        ignore_eos: go on behind the model's own stop tokens and words.
+        min_tokens: the answer does not end by itself before it has so many tokens.
+        logprobs: None for no log-probabilities, 0 for those of the answer's tokens, k for the k likeliest tokens of each place too.
+        prompt_logprobs: also give the log-probability of every token of the prompt but the first.
+        structured: a form that the answer must have.
     """
 
     max_tokens: int = 512
@@ -168,6 +202,16 @@ class RequestConfig:
     seed: int | None = None
     stop: Sequence[str] = ()
     n: int = 1
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    structured: StructuredOutput | None = None
 
 
 @dataclass(slots=True)
@@ -186,6 +230,22 @@ class AssistantMessage:
         return message
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was.
+
+    Attributes:
+        token_id: the token.
+        logprob: natural logarithm of its probability; under the model's own distribution, or under the one it was drawn from,
+            as the engine was set up.
+        top: the likeliest tokens of the place with theirs, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(slots=True)
 class ChatChoice:
     """One answer.
@@ -195,12 +255,16 @@ class ChatChoice:
         message: the answer without stop texts and special tokens.
         finish_reason: `stop` at a stop token or stop text, `length` at `max_tokens` or a full context.
         token_ids: ids as sampled, with the token that ended the answer.
+        logprobs: one for each of them, where they were asked for.
+        versions: runs of `(version of the weights, tokens)`; more than one where weights moved while it was written.
     """
 
     index: int
     message: AssistantMessage
     finish_reason: Literal["stop", "length", "abort"]
     token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[TokenLogprob] | None = None
+    versions: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
 
 @dataclass(slots=True)
@@ -218,10 +282,19 @@ class Usage:
 
 @dataclass(slots=True)
 class InferResponse:
-    """All answers to one request."""
+    """All answers to one request.
+
+    Attributes:
+        choices: the answers.
+        usage: token counts.
+        prompt_ids: the prompt as the model got it.
+        prompt_logprobs: one for each token of the prompt but the first, where they were asked for.
+    """
 
     choices: list[ChatChoice]
     usage: Usage
+    prompt_ids: list[int] = field(default_factory=list[int])
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(slots=True)
@@ -233,12 +306,44 @@ class TextDelta:
         index: answer it belongs to, 0 to n - 1.
         finish_reason: set on the last piece of each answer.
         usage: set on the last piece of the stream, for all answers together.
+        token_ids: tokens behind the piece, some of which may not show as text yet.
+        logprobs: of these tokens, where they were asked for.
     """
 
     text: str
     index: int = 0
     finish_reason: Literal["stop", "length", "abort"] | None = None
     usage: Usage | None = None
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an engine can do beyond answering conversations with text.
+
+    Attributes:
+        token_ids: takes prompts as token ids and gives the ids of answers.
+        logprobs, prompt_logprobs: gives log-probabilities.
+        structured: keeps answers to a JSON schema, a pattern or a choice.
+        adapters: answers each request with the adapter it names; is an `AdapterEngine`.
+        media: takes images, videos or sounds, as far as its model does.
+        abort: `abort` reaches requests of other callers.
+        weights: is a `WeightEngine`.
+        sleep: sleeping gives memory back.
+        texts: embeds, scores or classifies; is a `TextEngine`.
+    """
+
+    token_ids: bool = False
+    logprobs: bool = False
+    prompt_logprobs: bool = False
+    structured: bool = False
+    adapters: bool = False
+    media: bool = False
+    abort: bool = False
+    weights: bool = False
+    sleep: bool = False
+    texts: bool = False
 
 
 @runtime_checkable
@@ -248,8 +353,17 @@ class Engine(Protocol):
     name: str
     model_name: str
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what the engine can do."""
+        ...
+
     def infer(self, requests: Sequence[InferRequest], config: RequestConfig | None = None) -> list[InferResponse]:
         """Answer all requests, in order."""
+        ...
+
+    def ainfer(self, request: InferRequest, config: RequestConfig | None = None) -> Awaitable[InferResponse]:
+        """Answer one request without blocking the event loop; cancelling it aborts the request."""
         ...
 
     def stream(self, request: InferRequest, config: RequestConfig | None = None) -> Iterator[TextDelta]:
@@ -260,8 +374,59 @@ class Engine(Protocol):
         """Answer one request piece by piece without blocking the event loop; closing the iterator aborts the request."""
         ...
 
+    def abort(self, request_id: str | None = None) -> int:
+        """End requests of that name, or all of them, with what they have; return how many answers were ended."""
+        ...
+
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+Running = Literal["wait", "abort", "keep"]
+"""What becomes of answers that are being written when weights change: let them end, end them, or go on between two steps."""
+
+
+@runtime_checkable
+class WeightEngine(Protocol):
+    """An engine whose weights can be replaced while it runs, as online reinforcement learning does.
+
+    Attributes:
+        version: of the weights, as the last update said; 0 before.
+    """
+
+    version: int
+
+    def update_weights(self, weights: Mapping[str, Tensor], *, version: int | None = None, running: Running = "wait") -> None:
+        """Replace weights by the names of the model's files; the version moves where one is given."""
+        ...
+
+    def update_adapter(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        *,
+        version: int | None = None,
+        running: Running = "wait",
+    ) -> None:
+        """Put a PEFT adapter in the place of the one of that name, or beside the others."""
+        ...
+
+    def pause(self, running: Running = "wait") -> None:
+        """Begin nothing new from now on; return once what runs has ended, was aborted or stands still."""
+        ...
+
+    def resume(self) -> None:
+        """Go on."""
+        ...
+
+    def sleep(self, level: int = 1) -> None:
+        """Pause and give memory back: 1 that of keys and values, 2 that of the weights too."""
+        ...
+
+    def wake(self) -> None:
+        """Take the memory again and go on; after level 2 with weights that were updated meanwhile."""
         ...
 
 
@@ -332,6 +497,3 @@ class TextEngine(Protocol):
     def close(self) -> None:
         """Free the model."""
         ...
-
-
-Capabilities = Mapping[str, bool]
