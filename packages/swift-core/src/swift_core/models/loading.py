@@ -27,7 +27,7 @@ from swift_core.models.detection import detect_folder
 from swift_core.models.dtype import parse_dtype, resolve_dtype, training_dtype
 from swift_core.models.folder import check_model_folder, read_json
 from swift_core.models.load_errors import load_error, remote_code_error
-from swift_core.models.processing import Processor, fit_embeddings, load_processor, load_tokenizer, tokenizer_of
+from swift_core.models.processing import Processor, fit_embeddings, load_processor, load_tokenizer, section_processor, tokenizer_of
 from swift_core.models.quantization import placement, quantization_config
 from swift_core.models.quiet import quiet_transformers
 from swift_core.models.requirements import pip_line, unmet
@@ -133,8 +133,7 @@ def get_model_processor(
     folder = resolve_model_folder(section)
     if load_model:
         check_model_folder(folder)
-    trust, tokens = section.trust_remote_code, section.special_tokens
-    processor = load_processor(folder, trust_remote_code=trust, new_special_tokens=tokens, model_type=section.model_type)
+    processor = section_processor(section, folder)
     if not load_model:
         return None, processor
     head = _Head(task_type, num_labels, problem_type)

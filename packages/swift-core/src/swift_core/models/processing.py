@@ -11,6 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, PROCESSOR_MAPPING, AutoProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from swift_core.config.sections import ModelSection
 from swift_core.errors import MissingDependencyError, ModelError, SwiftError
 from swift_core.models.adapters.base import MediaAdapter
 from swift_core.models.adapters.find import load_adapter
@@ -84,6 +85,17 @@ def load_processor(
         return processor
     # An image processor alone: the model has no processor class.
     return load_tokenizer(folder, trust_remote_code=trust_remote_code, new_special_tokens=new_special_tokens)
+
+
+def section_processor(section: ModelSection, folder: Path) -> Processor:
+    """Return the processor of a folder, or its tokenizer, as the settings of a command say.
+
+    Raises:
+        MissingDependencyError: when the processor needs a library such as torchvision.
+        ModelError: when processor or tokenizer cannot be read.
+    """
+    remote, tokens = section.trust_remote_code, section.special_tokens
+    return load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=section.model_type)
 
 
 def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:

@@ -38,7 +38,7 @@ def show(config: SftConfig) -> None:
     write = sys.stdout.write
     samples = _seen(prepared)
     write(legend(color=color) + "\n\n" + preview_samples(samples[:3], prepared.tokenizer, color=color) + "\n")
-    write(prepared.rows.summary() + "\n" + (prepared.encoded[0].summary() + "\n" if prepared.encoded[0] else "") + "\n")
+    write(prepared.rows.summary() + "\n" + (prepared.reports[0].summary() + "\n" if prepared.reports[0] else "") + "\n")
     write(_plan(config, prepared) + "\n\n")
     estimate = _estimate(config, prepared, longest=max(len(sample) for sample in samples))
     write("memory of one device (estimate):\n" + "".join(f"  {line}\n" for line in estimate.lines()))
@@ -49,7 +49,7 @@ def _seen(prepared: Prepared) -> list[EncodedSample]:
     # Of a stream, and of data that is encoded while training, the first samples stand for all.
     if isinstance(prepared.train, EncodedStream):
         return list(islice(prepared.train, _LOOKED_AT))
-    whole = prepared.encoded[0] is not None
+    whole = prepared.reports[0] is not None
     return list(prepared.train if whole else islice(prepared.train, _LOOKED_AT))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from swift_core.config.sections import MediaSection, ModelSection, TemplateSection
 from swift_core.config.training import SftConfig
-from swift_core.data.report import RowReport, write_rejected
 from swift_core.data.sources import load_datasets
 from swift_core.errors import DataError, TemplateError
 from swift_core.models.config import load_config
@@ -27,8 +25,9 @@ from swift_core.models.loading import (
 )
 from swift_core.models.modules import freeze_parts
 from swift_core.protocols import EncodedSample, Sample, Tuner
+from swift_core.tasks import running
 from swift_core.tasks.classification import Labels, SequenceClassification, find_labels
-from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.tasks.console import say
 from swift_core.tasks.embedding import Embedding
 from swift_core.tasks.encoding import TextEncoder, TextReport, encode_pairs, encode_rows, encode_texts
 from swift_core.tasks.pooling import find_pooling, is_sentence_transformer, max_text_length
@@ -38,32 +37,18 @@ from swift_core.templates.media import build_processor_template
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world, training_device
 from swift_core.train.task import Task
-from swift_core.train.trainer import Trainer
 from swift_core.train.tuning import load_tuner, weights_dtype
 
 
-@dataclass(slots=True)
-class Prepared:
-    """Everything a run needs but the model.
+@dataclass(slots=True, kw_only=True)
+class Prepared(running.Prepared):
+    """What a run of a model with a head needs but the model.
 
     Attributes:
-        folder: local folder of the base model.
-        tokenizer: its tokenizer.
-        processor: processor of a multimodal model, else the tokenizer.
-        train, val: encoded samples.
-        rows: what reading found.
-        reports: what encoding found, for training and evaluation samples.
         labels: what is predicted, for seq_cls.
         max_length: limit of a text in tokens, or None.
     """
 
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    processor: Any
-    train: list[EncodedSample]
-    val: list[EncodedSample]
-    rows: RowReport
-    reports: tuple[TextReport, TextReport | None]
     labels: Labels | None
     max_length: int | None
 
@@ -93,7 +78,15 @@ def prepare(config: SftConfig) -> Prepared:
             if getattr(config.task, name) is None:
                 config.derive(name, value, "derived: from the labels")
     _check_negatives(config, train)
-    return Prepared(folder, tokenizer, processor, train, val, data.report, (train_report, val_report), labels, max_length)
+    return Prepared(
+        opened=running.Opened(folder, processor, tokenizer),
+        train=train,
+        val=val,
+        rows=data.report,
+        reports=(train_report, val_report),
+        labels=labels,
+        max_length=max_length,
+    )
 
 
 def _processor(loading: ModelSection, folder: Path) -> Any:
@@ -244,28 +237,10 @@ def train(config: SftConfig) -> TrainOutput:
     prepared = prepare(config)
     _check_batch(config, prepared, world)
     task = _build_task(config, prepared)
-    say(world, [*_data_lines(prepared), _task_line(config, task)])
+    say(world, [*prepared.lines(), _task_line(config, task)])
     kind = config.task.task_type
     model, tuner = build_headed(config, prepared.folder, prepared.tokenizer, task_type=kind, labels=prepared.labels)
-    trainer = Trainer(
-        model,
-        config,
-        prepared.train,
-        prepared.val,
-        tokenizer=prepared.tokenizer,
-        processor=prepared.processor,
-        tuner=tuner,
-        world=world,
-        task=task,
-    )
-    run_dir = trainer.locate()
-    if world.is_main and config.data.on_bad_row == "quarantine" and prepared.rows.bad:
-        count = write_rejected(prepared.rows, run_dir / "rejected.jsonl")
-        say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
-    say(world, plan_lines(trainer, model, world))
-    output = trainer.train()
-    say(world, result_lines(output))
-    return output
+    return running.fit(config, prepared, model, tuner, task, world)
 
 
 def show(config: SftConfig) -> None:
@@ -281,8 +256,7 @@ def show(config: SftConfig) -> None:
     for sample in prepared.train[:3]:
         lines.append(f"--- {sample.origin or 'sample'}" + (f", label {sample.label}" if sample.label is not None else ""))
         lines += [f"{name or 'text'}: {decode(part.input_ids)}" for name, part in shown_parts(sample)]
-    lines += ["", *_data_lines(prepared), _task_line(config, task), "", "nothing was trained: remove --dry_run to start"]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    running.show_lines(lines, [*prepared.lines(), _task_line(config, task)])
 
 
 def shown_parts(sample: EncodedSample) -> list[tuple[str, EncodedSample]]:
@@ -300,13 +274,6 @@ def _check_batch(config: SftConfig, prepared: Prepared, world: World) -> None:
             "infonce takes its negatives from the batch, and a batch of one text has none",
             fix="--per_device_train_batch_size 16 (or more), or add negative_messages to the rows",
         )
-
-
-def _data_lines(prepared: Prepared) -> list[str]:
-    lines = ["data:", *indented(prepared.rows.summary()), *indented(prepared.reports[0].summary())]
-    if prepared.reports[1] is not None:
-        lines += ["evaluation data:", *indented(prepared.reports[1].summary())]
-    return lines
 
 
 def _task_line(config: SftConfig, task: Task) -> str:

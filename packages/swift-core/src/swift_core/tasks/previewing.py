@@ -17,8 +17,9 @@ from swift_core.data.task_detection import find_task
 from swift_core.data.task_rows import Task
 from swift_core.errors import DataError, SwiftError
 from swift_core.models.config import load_config
-from swift_core.models.loading import load_processor, max_model_length, resolve_model_folder, tokenizer_of
+from swift_core.models.loading import max_model_length
 from swift_core.protocols import EncodedSample, Sample
+from swift_core.tasks.running import open_model
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import MediaTemplate, build_processor_template
 
@@ -83,17 +84,13 @@ def prepare_preview(config: PreviewConfig) -> Preview:
         return _headed(config, kind, why)
     task: Any = kind
     data = load_datasets(config.data, config.loading, task=task, need_answer=task != "prompt")
-    folder = resolve_model_folder(config.loading)
-    loading = config.loading
-    remote, tokens = loading.trust_remote_code, loading.special_tokens
-    processor = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=loading.model_type)
-    tokenizer = tokenizer_of(processor)
-    template = build_processor_template(processor, config.chat, config.media)
-    limit = config.chat.max_length or max_model_length(load_config(loading, folder), tokenizer)
+    opened = open_model(config.loading)
+    template = build_processor_template(opened.processor, config.chat, config.media)
+    limit = config.chat.max_length or max_model_length(load_config(config.loading, opened.folder), opened.tokenizer)
     setting = _Setting(template, config, limit)
     samples, statistics = _parts(data, _READERS[task], setting)
     head = f"taken for {_KINDS[kind]}{why}"
-    return Preview(head, samples, f"\nrows: {data.report.summary()}\n{statistics}", tokenizer, masks=kind != "prompt")
+    return Preview(head, samples, f"\nrows: {data.report.summary()}\n{statistics}", opened.tokenizer, masks=kind != "prompt")
 
 
 def _kind(config: PreviewConfig) -> tuple[str, str]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from swift_core.data.report import write_rejected
 from swift_core.data.sources import LoadedData, load_datasets
-from swift_core.models.loading import load_model, load_processor, resolve_model_folder
+from swift_core.models.loading import load_model, resolve_model_folder
 from swift_core.plugins import load_plugin_files
 from swift_core.registry import import_target
-from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.tasks import running
+from swift_core.tasks.console import indented, say
 from swift_core.tasks.sft import build_model
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import build_processor_template
@@ -34,15 +33,15 @@ def train(config: RlhfConfig) -> TrainOutput:
         SwiftError: with the fix, for everything that can go wrong on the way.
     """
     world = make_world(config)
-    data, template, processor, folder = _prepare(config)
+    data, template, opened = _prepare(config)
     say(world, ["data:", *indented(data.report.summary())])
-    model, tuner = build_model(config, folder)
+    model, tuner = build_model(config, opened.folder)
     trainer = GRPOTrainer(
         model,
         (),
         config,
         data.train,
-        processing_class=processor,
+        processing_class=opened.processor,
         template=template,
         ref_model=_reference(config),
         scheduler=_scheduler(config),
@@ -50,26 +49,15 @@ def train(config: RlhfConfig) -> TrainOutput:
         world=world,
     )
     try:
-        run_dir = trainer.locate()
-        if world.is_main and config.data.on_bad_row == "quarantine" and data.report.bad:
-            count = write_rejected(data.report, run_dir / "rejected.jsonl")
-            say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
-        say(world, [*_round_lines(config, trainer), *plan_lines(trainer, model, world)])
-        output = trainer.train()
+        return running.drive(trainer, data.report, plan=_round_lines(config, trainer))
     finally:
         trainer.close()
-    say(world, result_lines(output))
-    return output
 
 
-def _prepare(config: RlhfConfig) -> tuple[LoadedData, ChatTemplate, Any, Any]:
+def _prepare(config: RlhfConfig) -> tuple[LoadedData, ChatTemplate, running.Opened]:
     data = load_datasets(config.data, config.loading, need_answer=False)
-    folder = resolve_model_folder(config.loading)
-    loading = config.loading
-    processor = load_processor(
-        folder, trust_remote_code=loading.trust_remote_code, new_special_tokens=loading.special_tokens, model_type=loading.model_type
-    )
-    return data, build_processor_template(processor, config.chat, config.media), processor, folder
+    opened = running.open_model(config.loading)
+    return data, build_processor_template(opened.processor, config.chat, config.media), opened
 
 
 def _reference(config: RlhfConfig) -> nn.Module | None:
@@ -93,7 +81,7 @@ def _reference(config: RlhfConfig) -> nn.Module | None:
 
 
 def _scheduler(config: RlhfConfig) -> Scheduler | None:
-    reference = config.grpo.multi_turn_scheduler
+    reference = config.sampling.multi_turn_scheduler
     if reference is None:
         return None
     place, _, attribute = reference.rpartition(":")
@@ -119,13 +107,13 @@ def show(config: RlhfConfig) -> None:
     Raises:
         SwiftError: for everything that would stop the run before its first step.
     """
-    data, template, _, _ = _prepare(config)
+    data, template, _ = _prepare(config)
     found = usable(data.train, template, config.chat.max_length)
     lines: list[str] = []
     for sample in found.samples[:3]:
         messages, columns = question(sample)
         lines += [f"--- {sample.origin}", template.tokenizer.decode(template.encode_prompt(messages, sample.tools))]
         lines += [f"columns for rewards: {', '.join(f'{name}={value!r}' for name, value in columns.items()) or 'none'}"]
-    lines += ["", "data:", *indented(data.report.summary())]
-    lines += [f"prompts: {len(found.samples)}, the longest of {found.longest} tokens, {found.dropped} left out for their length"]
-    sys.stdout.write("\n".join([*lines, "", "nothing was trained: remove --dry_run to start", ""]))
+    dropped = f"{found.dropped} left out for their length"
+    prompts = f"prompts: {len(found.samples)}, the longest of {found.longest} tokens, {dropped}"
+    running.show_lines(lines, ["data:", *indented(data.report.summary()), prompts])

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from swift_core.batching.media import packed_position_ids
-from swift_core.data.report import RowReport, write_rejected
 from swift_core.data.sources import load_datasets
 from swift_core.models.config import load_config
-from swift_core.models.loading import load_processor, max_model_length, resolve_model_folder, tokenizer_of
+from swift_core.models.loading import max_model_length
 from swift_core.models.modules import unwrap
 from swift_core.scoring.attention import NAME, SAMPLEWISE, text_attention
-from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.tasks import running
+from swift_core.tasks.console import indented, say
 from swift_core.tasks.encoding import TextReport
 from swift_core.tasks.sft import build_model
 from swift_core.templates.adapted import AdapterTemplate
@@ -25,9 +23,7 @@ from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import ProcessorTemplate, build_processor_template
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world
-from swift_core.train.trainer import Trainer
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from swift_rlhf.config.command import RlhfConfig
 from swift_rlhf.preference.answers import AnswerScores, Following
@@ -43,28 +39,15 @@ from swift_rlhf.preference.scoring import silence_dropout
 _WITH_REFERENCE = frozenset({"dpo", "kto"})
 
 
-@dataclass(slots=True)
-class Prepared:
-    """Everything a run needs but the models.
+@dataclass(slots=True, kw_only=True)
+class Prepared(running.Prepared):
+    """What a run over judged answers needs but the models.
 
     Attributes:
-        folder: local folder of the base model.
-        tokenizer: its tokenizer.
-        processor: processor of a multimodal model, else the tokenizer.
         template: renders and masks.
-        train, val: encoded rows.
-        rows: what reading found.
-        reports: what encoding found, for training and evaluation rows.
     """
 
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    processor: Any
     template: ChatTemplate
-    train: list[Answer]
-    val: list[Answer]
-    rows: RowReport
-    reports: tuple[TextReport, TextReport | None]
 
 
 def prepare(config: RlhfConfig) -> Prepared:
@@ -77,15 +60,12 @@ def prepare(config: RlhfConfig) -> Prepared:
     kto = config.task.rlhf_type == "kto"
     # Data first: a typing error in a row is found before gigabytes are fetched.
     data = load_datasets(config.data, config.loading, task="kto" if kto else "preference")
-    folder = resolve_model_folder(config.loading)
-    remote, tokens = config.loading.trust_remote_code, config.loading.special_tokens
-    processor = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=config.loading.model_type)
-    tokenizer = tokenizer_of(processor)
+    opened = running.open_model(config.loading)
     if not config.given("loss_scale"):
         # Turns before the last question are the same on both sides.
         config.derive("loss_scale", "last_round", "derived: what is judged is the last answer")
-    template = build_processor_template(processor, config.chat, config.media)
-    max_length = config.chat.max_length or max_model_length(load_config(config.loading, folder), tokenizer)
+    template = build_processor_template(opened.processor, config.chat, config.media)
+    max_length = config.chat.max_length or max_model_length(load_config(config.loading, opened.folder), opened.tokenizer)
     policy: Any = "fail" if config.data.on_bad_row == "fail" else "skip"
     encoding = Encoding(template, max_length, cast(Any, config.chat.truncation_strategy), policy)
     unrelated = kto and config.task.loss_type == ["kto"]
@@ -95,7 +75,8 @@ def prepare(config: RlhfConfig) -> Prepared:
 
     train_rows, train_report = encode(data.train)
     val_rows, val_report = encode(data.val) if data.val else ([], None)
-    return Prepared(folder, tokenizer, processor, template, train_rows, val_rows, data.report, (train_report, val_report))
+    reports = (train_report, val_report)
+    return Prepared(opened=opened, template=template, train=train_rows, val=val_rows, rows=data.report, reports=reports)
 
 
 def train(config: RlhfConfig) -> TrainOutput:
@@ -112,25 +93,7 @@ def train(config: RlhfConfig) -> TrainOutput:
         silence_dropout(model)
     scores = _scores(config, prepared, model, world)
     task = KtoTask(config, scores) if config.task.rlhf_type == "kto" else PairTask(make_objective(config), scores)
-    trainer = Trainer(
-        model,
-        config,
-        prepared.train,
-        prepared.val,
-        tokenizer=prepared.tokenizer,
-        processor=prepared.processor,
-        tuner=tuner,
-        world=world,
-        task=task,
-    )
-    run_dir = trainer.locate()
-    if world.is_main and config.data.on_bad_row == "quarantine" and prepared.rows.bad:
-        count = write_rejected(prepared.rows, run_dir / "rejected.jsonl")
-        say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
-    say(world, plan_lines(trainer, model, world))
-    output = trainer.train()
-    say(world, result_lines(output))
-    return output
+    return running.fit(config, prepared, model, tuner, task, world)
 
 
 def show(config: RlhfConfig) -> None:
@@ -152,8 +115,7 @@ def show(config: RlhfConfig) -> None:
                 f"{name} ({len(answer)} tokens, {len(trained)} compared): {decode(answer.input_ids)}",
                 f"  compared: {decode(trained)}",
             ]
-    lines += ["", *_data_lines(config, prepared), "", "nothing was trained: remove --dry_run to start"]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    running.show_lines(lines, _data_lines(config, prepared))
 
 
 def _scores(config: RlhfConfig, prepared: Prepared, model: nn.Module, world: World) -> AnswerScores:
@@ -200,9 +162,7 @@ def _precompute(config: RlhfConfig, prepared: Prepared, model: nn.Module, world:
 
 
 def _data_lines(config: RlhfConfig, prepared: Prepared) -> list[str]:
-    lines = ["data:", *indented(prepared.rows.summary()), *indented(prepared.reports[0].summary())]
-    if prepared.reports[1] is not None:
-        lines += ["evaluation data:", *indented(prepared.reports[1].summary())]
+    lines = prepared.lines()
     kind = config.task.rlhf_type
     if kind == "kto":
         lines += indented(_balance(config, prepared.train))

@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, cast
 
-from swift_core.data.report import RowReport, write_rejected
 from swift_core.data.sources import load_datasets
 from swift_core.models.config import load_config
-from swift_core.models.loading import load_processor, max_model_length, resolve_model_folder, tokenizer_of
+from swift_core.models.loading import max_model_length
 from swift_core.protocols import EncodedSample, Sample
+from swift_core.tasks import running
 from swift_core.tasks.classification import Labels
-from swift_core.tasks.console import indented, plan_lines, result_lines, say
+from swift_core.tasks.console import say
 from swift_core.tasks.encoding import TextEncoder, TextReport, encode_rows
 from swift_core.tasks.headed import build_headed, text_template
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import make_world
-from swift_core.train.trainer import Trainer
-from transformers import PreTrainedTokenizerBase
 
 from swift_rlhf.config.command import RlhfConfig
 from swift_rlhf.preference.scoring import silence_dropout
 from swift_rlhf.reward_model.task import RewardModel
 
+TASK_LINE = "task: rm, one score"
 HEAD = Labels("regression", 1)
 """One number of no fixed range: `problem_type` in config.json, so that it is read as it is."""
 
 
-@dataclass(slots=True)
-class Prepared:
-    """Everything a run needs but the model.
-
-    Attributes:
-        folder: local folder of the base model.
-        tokenizer: its tokenizer.
-        processor: processor of a multimodal model, else the tokenizer.
-        train, val: pairs.
-        rows: what reading found.
-        reports: what encoding found, for training and evaluation rows.
-    """
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    processor: Any
-    train: list[EncodedSample]
-    val: list[EncodedSample]
-    rows: RowReport
-    reports: tuple[TextReport, TextReport | None]
-
-
-def prepare(config: RlhfConfig) -> Prepared:
+def prepare(config: RlhfConfig) -> running.Prepared:
     """Fetch the model folder, read the data and encode it; no weights are loaded.
 
     Raises:
@@ -60,23 +35,20 @@ def prepare(config: RlhfConfig) -> Prepared:
         DataError: for bad rows, or when nothing is left to train on.
     """
     data = load_datasets(config.data, config.loading, task="preference")
-    folder = resolve_model_folder(config.loading)
-    remote, tokens = config.loading.trust_remote_code, config.loading.special_tokens
-    processor = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=config.loading.model_type)
-    tokenizer = tokenizer_of(processor)
-    template = text_template(config.chat, config.media, folder, processor, asked=True)
-    max_length = config.chat.max_length or max_model_length(load_config(config.loading, folder), tokenizer)
+    opened = running.open_model(config.loading)
+    template = text_template(config.chat, config.media, opened.folder, opened.processor, asked=True)
+    max_length = config.chat.max_length or max_model_length(load_config(config.loading, opened.folder), opened.tokenizer)
     policy: Any = "fail" if config.data.on_bad_row == "fail" else "skip"
 
     def encode(samples: Sequence[Sample]) -> tuple[list[EncodedSample], TextReport]:
         report = TextReport(max_length=max_length)
         strategy: Any = config.chat.truncation_strategy
-        encoder = TextEncoder(tokenizer, template, max_length=max_length, truncation=strategy, report=report)
+        encoder = TextEncoder(opened.tokenizer, template, max_length=max_length, truncation=strategy, report=report)
         return encode_rows(samples, lambda sample: encode_pair(encoder, sample), report, on_bad_row=policy), report
 
     train_rows, train_report = encode(data.train)
     val_rows, val_report = encode(data.val) if data.val else ([], None)
-    return Prepared(folder, tokenizer, processor, train_rows, val_rows, data.report, (train_report, val_report))
+    return running.Prepared(opened=opened, train=train_rows, val=val_rows, rows=data.report, reports=(train_report, val_report))
 
 
 def encode_pair(encoder: TextEncoder, sample: Sample) -> EncodedSample | str:
@@ -97,29 +69,12 @@ def train(config: RlhfConfig) -> TrainOutput:
     """
     world = make_world(config)
     prepared = prepare(config)
-    say(world, _data_lines(prepared))
+    say(world, [*prepared.lines(), TASK_LINE])
     model, tuner = build_headed(config, prepared.folder, prepared.tokenizer, task_type="seq_cls", labels=HEAD)
     if config.judged.disable_dropout:
         silence_dropout(model)
-    trainer = Trainer(
-        model,
-        config,
-        prepared.train,
-        prepared.val,
-        tokenizer=prepared.tokenizer,
-        processor=prepared.processor,
-        tuner=tuner,
-        world=world,
-        task=cast(Any, RewardModel(config.reward_model.center_rewards_coefficient)),
-    )
-    run_dir = trainer.locate()
-    if world.is_main and config.data.on_bad_row == "quarantine" and prepared.rows.bad:
-        count = write_rejected(prepared.rows, run_dir / "rejected.jsonl")
-        say(world, [f"{count} bad rows are in {run_dir / 'rejected.jsonl'}"])
-    say(world, plan_lines(trainer, model, world))
-    output = trainer.train()
-    say(world, result_lines(output))
-    return output
+    task = cast(Any, RewardModel(config.reward_model.center_rewards_coefficient))
+    return running.fit(config, prepared, model, tuner, task, world)
 
 
 def show(config: RlhfConfig) -> None:
@@ -134,12 +89,4 @@ def show(config: RlhfConfig) -> None:
         lines.append(f"--- {row.origin or 'row'}" + (f", margin {row.label:g}" if row.label else ""))
         lines += [f"better: {prepared.tokenizer.decode(row.positives[0].input_ids)}"]
         lines += [f"worse: {prepared.tokenizer.decode(row.negatives[0].input_ids)}"]
-    lines += ["", *_data_lines(prepared), "", "nothing was trained: remove --dry_run to start"]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-
-
-def _data_lines(prepared: Prepared) -> list[str]:
-    lines = ["data:", *indented(prepared.rows.summary()), *indented(prepared.reports[0].summary())]
-    if prepared.reports[1] is not None:
-        lines += ["evaluation data:", *indented(prepared.reports[1].summary())]
-    return [*lines, "task: rm, one score"]
+    running.show_lines(lines, [*prepared.lines(), TASK_LINE])
