@@ -10,6 +10,9 @@ from typing import Any, Literal, get_args
 from swift_core.config.fields import Section, option
 from swift_core.errors import Problem
 
+from swift_rlhf.config.rewarding import reward_problems
+from swift_rlhf.config.sampling import rollout_problems
+
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_truncate", "geometric_mask"]
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 
@@ -61,9 +64,6 @@ class GrpoSection(Section):
     off_policy_sequence_mask_delta: float | None = option(
         None, "drop bad answers that the policy has moved away from by so many nats a token", gt=0
     )
-    max_turns: int = option(1, "answers of the model in an episode, for --multi_turn_scheduler", ge=1)
-    multi_turn_scheduler: str | None = option(None, "who answers the model: FILE.py:CLASS or MODULE:CLASS of a Scheduler; default: nobody")
-    log_completions: bool = option(True, "write prompts, answers, rewards and advantages to completions.jsonl in the run folder")
 
 
 def grpo_problems(config: Any) -> list[Problem]:
@@ -145,23 +145,14 @@ def _bound_problems(config: Any, loss: str) -> Iterator[Problem]:
 
 
 def _other_problems(config: Any) -> Iterator[Problem]:
-    training, grpo = config.training, config.grpo
+    grpo = config.grpo
+    yield from rollout_problems(config)
     if config.sampling.use_vllm:
         yield Problem("--use_vllm", "answers are written in this process so far", "remove it")
-    if training.packing:
-        yield Problem("--packing", "answers of a prompt lie side by side anyway", "remove it")
     if config.has_eval_data:
         yield Problem(
             "--val_dataset", "there is no evaluation during GRPO", "remove it, and use `swift infer --val_dataset` on a checkpoint"
         )
-    if grpo.max_turns > 1 and grpo.multi_turn_scheduler is None:
-        yield Problem("--max_turns", "nobody answers the model", "add --multi_turn_scheduler FILE.py:CLASS")
     if config.given("max_resample_times") and not grpo.dynamic_sample:
         yield Problem("--max_resample_times", "has no effect on its own", "add --dynamic_sample true")
-    if hasattr(config, "data"):
-        if not config.rewarding.reward_funcs:
-            yield Problem("--reward_funcs", "is missing", "--reward_funcs accuracy, or my_rewards.py:my_function")
-        if config.data.streaming:
-            yield Problem("--streaming", "prompts are drawn again in every epoch", "remove it")
-        if config.encoding.cached_dataset:
-            yield Problem("--cached_dataset", "holds answers, and GRPO needs prompts", "use --dataset")
+    yield from reward_problems(config)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from swift_core.config.fields import Section, option
+from swift_core.errors import Problem
 
 
 class RewardingSection(Section):
     """Reward options."""
 
     reward_funcs: list[str] = option([], "rewards: names (see `swift list rewards`), FILE.py:FUNCTION or MODULE:FUNCTION", basic=True)
-    reward_weights: list[float] = option([], "weight of each reward, in order; default: 1 each", basic=True)
+    reward_model: list[str] = option(
+        [],
+        "reward models: folders or adapters of `swift rlhf --rlhf_type rm`, or sequence classifiers of a hub with one output",
+        basic=True,
+    )
+    reward_weights: list[float] = option(
+        [], "weight of each reward, --reward_funcs first and then --reward_model; default: 1 each", basic=True
+    )
     reward_channels: dict[str, list[str]] = option({}, 'data sets that a reward holds for, as JSON: {"accuracy": ["gsm8k"]}; default: all')
     reward_timeout: float = option(60.0, "seconds that a reward may take for a batch, or for an answer where it runs in a process", gt=0)
     reward_on_error: Literal["fail", "nan"] = option("fail", "what a reward that raises does: stop the run, or leave its answer without it")
@@ -33,3 +42,10 @@ class RewardingSection(Section):
         for name in ("cosine_max_len", "soft_max_length"):
             values[name] = values[name] or max_completion_length
         return {**values, **self.reward_kwargs}
+
+
+def reward_problems(config: Any) -> Iterator[Problem]:
+    """Yield what is missing for an algorithm that learns from rewards."""
+    if hasattr(config, "data") and not config.rewarding.reward_funcs and not config.rewarding.reward_model:
+        fix = "--reward_funcs accuracy, or my_rewards.py:my_function, or --reward_model FOLDER"
+        yield Problem("--reward_funcs", "is missing", fix)

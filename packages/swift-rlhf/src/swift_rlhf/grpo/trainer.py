@@ -130,7 +130,7 @@ class GRPOTrainer(Trainer):
             TemplatePrompter(template),
             scheduler or SingleTurn(),
             sampling=_sampling(settings),
-            limits=Limits(max_turns=grpo.max_turns, max_completion_length=settings.sampling.max_completion_length),
+            limits=Limits(max_turns=settings.sampling.max_turns, max_completion_length=settings.sampling.max_completion_length),
             world=world,
             decode=words.decode,
             num_generations=grpo.num_generations,
@@ -147,7 +147,7 @@ class GRPOTrainer(Trainer):
             pad_token_id=pad if isinstance(pad, int) else 0,
         )
         plan = _round(settings, world, beta, kl_in_reward, self.pool.weights, task.answers)
-        folder = (lambda: self.locate()) if grpo.log_completions and world.is_main else None
+        folder = (lambda: self.locate()) if settings.sampling.log_completions and world.is_main else None
         cursor = PromptCursor(self.prompts.samples, seed=settings.training.seed, shuffle=settings.training.train_dataloader_shuffle)
         self._record = Completions(folder)
         stream = RolloutStream(rollouts, cursor, passes, grpo, plan, meter, self._record)
