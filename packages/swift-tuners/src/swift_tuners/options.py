@@ -10,6 +10,14 @@ from swift_core.config.fields import Section, option
 from swift_tuners.config import TargetOptions
 
 
+def _other_of_two(value: int, info: ValidationInfo, name: str) -> int:
+    """Check a number of which it or the one called `name` is 0."""
+    other = info.data.get(name)
+    if other is not None and (value > 0) == (other > 0):  # None: it was refused itself
+        raise ValueError(f"with {name} {other} one of the two must be 0 and the other not")
+    return value
+
+
 class Ia3Options(TargetOptions):
     """IA3 options."""
 
@@ -38,10 +46,7 @@ class BoftOptions(TargetOptions):
     @field_validator("boft_block_num")
     @classmethod
     def _one_of_the_two(cls, value: int, info: ValidationInfo) -> int:
-        size = info.data.get("boft_block_size", 4)
-        if (value > 0) == (size > 0):
-            raise ValueError(f"with boft_block_size {size} one of the two must be 0 and the other not")
-        return value
+        return _other_of_two(value, info, "boft_block_size")
 
 
 class OftOptions(TargetOptions):
@@ -56,10 +61,7 @@ class OftOptions(TargetOptions):
     @field_validator("oft_rank")
     @classmethod
     def _one_of_the_two(cls, value: int, info: ValidationInfo) -> int:
-        size = info.data.get("oft_block_size", 32)
-        if (value > 0) == (size > 0):
-            raise ValueError(f"with oft_block_size {size} one of the two must be 0 and the other not")
-        return value
+        return _other_of_two(value, info, "oft_block_size")
 
 
 class FourierFtOptions(TargetOptions):
@@ -83,6 +85,11 @@ class MissOptions(TargetOptions):
     @classmethod
     def _boolean_word(cls, value: Any) -> Any:
         return str(value).lower() if isinstance(value, bool) else value
+
+    @property
+    def start(self) -> bool | str:
+        """Return `init_weights` as PEFT takes it."""
+        return self.init_weights == "true" or self.init_weights
 
 
 class VirtualTokenOptions(Section):

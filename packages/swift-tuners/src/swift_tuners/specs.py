@@ -4,6 +4,34 @@ from __future__ import annotations
 
 from swift_core.specs import CallbackSpec, CommandSpec, ExportSpec, FusionSpec, OptimizerSpec, TunerSpec
 
+
+def _layered(
+    name: str, summary: str, options: str, *, target: str = "", quantised: bool = False, aliases: tuple[str, ...] = ()
+) -> TunerSpec:
+    return TunerSpec(
+        name=name,
+        aliases=aliases,
+        summary=summary,
+        target=f"swift_tuners.methods.layered:{target or name}",
+        options=f"swift_tuners.options:{options}Options",
+        mergeable=True,
+        quantised=quantised,
+        several=True,
+    )
+
+
+def _in_front(name: str, summary: str, target: str, options: str, *, checkpointing: bool = True) -> TunerSpec:
+    return TunerSpec(
+        name=name,
+        summary=summary,
+        target=f"swift_tuners.methods.virtual_tokens:{target}",
+        options=f"swift_tuners.options:{options}",
+        quantised=True,
+        several=True,
+        checkpointing=checkpointing,
+    )
+
+
 TUNERS = (
     TunerSpec(
         name="lora",
@@ -51,57 +79,12 @@ TUNERS = (
         options="swift_tuners.options:LlamaProOptions",
         mergeable=True,
     ),
-    TunerSpec(
-        name="ia3",
-        summary="trained scales of attention outputs and feed-forward inputs",
-        target="swift_tuners.methods.layered:Ia3Tuner",
-        options="swift_tuners.options:Ia3Options",
-        mergeable=True,
-        quantised=True,
-        several=True,
-    ),
-    TunerSpec(
-        name="vera",
-        summary="trained vectors around random matrices that all layers share",
-        target="swift_tuners.methods.layered:VeraTuner",
-        options="swift_tuners.options:VeraOptions",
-        mergeable=True,
-        several=True,
-    ),
-    TunerSpec(
-        name="boft",
-        summary="rotations of weights by butterfly products",
-        target="swift_tuners.methods.layered:BoftTuner",
-        options="swift_tuners.options:BoftOptions",
-        mergeable=True,
-        several=True,
-    ),
-    TunerSpec(
-        name="oft",
-        summary="rotations of weights by blocks",
-        target="swift_tuners.methods.layered:OftTuner",
-        options="swift_tuners.options:OftOptions",
-        mergeable=True,
-        quantised=True,
-        several=True,
-    ),
-    TunerSpec(
-        name="fourierft",
-        summary="a few trained Fourier coefficients of each update",
-        target="swift_tuners.methods.layered:FourierFtTuner",
-        options="swift_tuners.options:FourierFtOptions",
-        mergeable=True,
-        several=True,
-    ),
-    TunerSpec(
-        name="miss",
-        aliases=("bone",),
-        summary="one small trained block for all parts of a weight (MiSS, before that Bone)",
-        target="swift_tuners.methods.layered:MissTuner",
-        options="swift_tuners.options:MissOptions",
-        mergeable=True,
-        several=True,
-    ),
+    _layered("ia3", "trained scales of attention outputs and feed-forward inputs", "Ia3", target="Ia3Tuner", quantised=True),
+    _layered("vera", "trained vectors around random matrices that all layers share", "Vera"),
+    _layered("boft", "rotations of weights by butterfly products", "Boft"),
+    _layered("oft", "rotations of weights by blocks", "Oft", quantised=True),
+    _layered("fourierft", "a few trained Fourier coefficients of each update", "FourierFt"),
+    _layered("miss", "one small trained block for all parts of a weight (MiSS, before that Bone)", "Miss", aliases=("bone",)),
     TunerSpec(
         name="adapter",
         summary="bottleneck networks behind the feed-forward parts",
@@ -116,31 +99,15 @@ TUNERS = (
         options="swift_tuners.options:ReftOptions",
         quantised=True,
     ),
-    TunerSpec(
-        name="prompt_tuning",
-        summary="trained tokens in front of the input",
-        target="swift_tuners.methods.virtual_tokens:PromptTuner",
-        options="swift_tuners.options:PromptTuningOptions",
-        quantised=True,
-        several=True,
-    ),
-    TunerSpec(
-        name="prefix_tuning",
-        summary="trained keys and values in front of the input, in every layer",
-        target="swift_tuners.methods.virtual_tokens:PrefixTuner",
-        options="swift_tuners.options:PrefixTuningOptions",
-        quantised=True,
-        several=True,
+    _in_front("prompt_tuning", "trained tokens in front of the input", "PromptTuner", "PromptTuningOptions"),
+    _in_front(
+        "prefix_tuning",
+        "trained keys and values in front of the input, in every layer",
+        "PrefixTuner",
+        "PrefixTuningOptions",
         checkpointing=False,
     ),
-    TunerSpec(
-        name="p_tuning",
-        summary="a trained network that makes tokens in front of the input",
-        target="swift_tuners.methods.virtual_tokens:PTuner",
-        options="swift_tuners.options:PTuningOptions",
-        quantised=True,
-        several=True,
-    ),
+    _in_front("p_tuning", "a trained network that makes tokens in front of the input", "PTuner", "PTuningOptions"),
 )
 
 COMMANDS = (

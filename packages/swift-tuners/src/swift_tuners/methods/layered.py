@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from peft import BOFTConfig, FourierFTConfig, IA3Config, MissConfig, OFTConfig, PeftConfig, VeraConfig
 from swift_core.errors import ModelError
 from torch import nn
 
+from swift_tuners.config import TargetOptions
 from swift_tuners.methods.peft_tuner import PeftTuner, target_settings
 from swift_tuners.options import BoftOptions, FourierFtOptions, Ia3Options, MissOptions, OftOptions, VeraOptions
 from swift_tuners.targets import check_module_names, matches
@@ -39,84 +43,38 @@ class Ia3Tuner(PeftTuner[Ia3Options]):
         return IA3Config(**{**settings, "target_modules": chosen}, feedforward_modules=feed_forward)
 
 
-class VeraTuner(PeftTuner[VeraOptions]):
-    """Trains two vectors for each layer around random matrices that all layers share."""
+class LayeredTuner(PeftTuner[TargetOptions]):
+    """A tuner that needs no more than PEFT's config: its options under PEFT's names, and where it goes."""
 
-    name = "vera"
-    options_class = VeraOptions
+    def __init__(
+        self, name: str, options_class: type[TargetOptions], config_class: type[PeftConfig], settings: Mapping[str, str], **fixed: Any
+    ) -> None:
+        """Keep what makes the config: PEFT's setting -> option, and settings that are always the same."""
+        self.name = name
+        self.options_class = options_class
+        self.config_class = config_class
+        self.settings = settings
+        self.fixed = fixed
 
-    def configure(self, model: nn.Module, options: VeraOptions) -> PeftConfig:
-        """Return PEFT's VeRA config for this model."""
-        return VeraConfig(
-            r=options.vera_rank,
-            projection_prng_key=options.vera_projection_prng_key,
-            vera_dropout=options.vera_dropout,
-            d_initial=options.vera_d_initial,
-            **target_settings(model, options),
-        )
-
-
-class BoftTuner(PeftTuner[BoftOptions]):
-    """Rotates the outputs of layers by products of sparse orthogonal matrices."""
-
-    name = "boft"
-    options_class = BoftOptions
-
-    def configure(self, model: nn.Module, options: BoftOptions) -> PeftConfig:
-        """Return PEFT's BOFT config for this model."""
-        return BOFTConfig(
-            boft_block_size=options.boft_block_size,
-            boft_block_num=options.boft_block_num,
-            boft_n_butterfly_factor=options.boft_n_butterfly_factor,
-            boft_dropout=options.boft_dropout,
-            **target_settings(model, options),
-        )
+    def configure(self, model: nn.Module, options: TargetOptions) -> PeftConfig:
+        """Return PEFT's config for this model."""
+        values = {theirs: getattr(options, ours) for theirs, ours in self.settings.items()}
+        return self.config_class(**values, **self.fixed, **target_settings(model, options))
 
 
-class OftTuner(PeftTuner[OftOptions]):
-    """Rotates the inputs of layers by block-diagonal orthogonal matrices."""
+# PEFT's setting -> option
+_VERA = {"r": "vera_rank", "vera_dropout": "vera_dropout", "projection_prng_key": "vera_projection_prng_key", "d_initial": "vera_d_initial"}
+_BOFT = {f"boft_{name}": f"boft_{name}" for name in ("block_size", "block_num", "n_butterfly_factor", "dropout")}
+_OFT = {
+    **{"oft_block_size": "oft_block_size", "r": "oft_rank", "module_dropout": "oft_dropout"},
+    **{"coft": "oft_coft", "block_share": "oft_block_share"},
+}
+_FOURIERFT = {"n_frequency": "fourier_n_frequency", "scaling": "fourier_scaling"}
+_MISS = {"r": "miss_rank", "miss_dropout": "miss_dropout", "mini_r": "miss_mini_rank", "init_weights": "start"}
 
-    name = "oft"
-    options_class = OftOptions
-
-    def configure(self, model: nn.Module, options: OftOptions) -> PeftConfig:
-        """Return PEFT's OFT config for this model."""
-        return OFTConfig(
-            oft_block_size=options.oft_block_size,
-            r=options.oft_rank,
-            module_dropout=options.oft_dropout,
-            coft=options.oft_coft,
-            block_share=options.oft_block_share,
-            **target_settings(model, options),
-        )
-
-
-class FourierFtTuner(PeftTuner[FourierFtOptions]):
-    """Trains some coefficients of the Fourier transform of each update."""
-
-    name = "fourierft"
-    options_class = FourierFtOptions
-
-    def configure(self, model: nn.Module, options: FourierFtOptions) -> PeftConfig:
-        """Return PEFT's FourierFT config for this model."""
-        # True starts the coefficients at zero, so that training starts as the base model.
-        return FourierFTConfig(
-            n_frequency=options.fourier_n_frequency, scaling=options.fourier_scaling, init_weights=True, **target_settings(model, options)
-        )
-
-
-class MissTuner(PeftTuner[MissOptions]):
-    """Adds one small trained block to all parts of a weight (MiSS, the successor of Bone)."""
-
-    name = "miss"
-    options_class = MissOptions
-
-    def configure(self, model: nn.Module, options: MissOptions) -> PeftConfig:
-        """Return PEFT's MiSS config for this model."""
-        return MissConfig(
-            r=options.miss_rank,
-            miss_dropout=options.miss_dropout,
-            mini_r=options.miss_mini_rank,
-            init_weights=True if options.init_weights == "true" else options.init_weights,
-            **target_settings(model, options),
-        )
+vera = partial(LayeredTuner, "vera", VeraOptions, VeraConfig, _VERA)
+boft = partial(LayeredTuner, "boft", BoftOptions, BOFTConfig, _BOFT)
+oft = partial(LayeredTuner, "oft", OftOptions, OFTConfig, _OFT)
+# True starts the coefficients at zero, so that training starts as the base model.
+fourierft = partial(LayeredTuner, "fourierft", FourierFtOptions, FourierFTConfig, _FOURIERFT, init_weights=True)
+miss = partial(LayeredTuner, "miss", MissOptions, MissConfig, _MISS)
