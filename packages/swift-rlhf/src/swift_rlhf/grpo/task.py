@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from swift_rlhf.losses import (
     rollout_weights,
     sample_weights,
 )
-from swift_rlhf.losses.policy import PolicyLossType
+from swift_rlhf.losses.policy_options import PolicyOptions
 from swift_rlhf.losses.rollout_correction import CorrectionLevel, CorrectionMode
 from swift_rlhf.losses.tokens import masked
 
@@ -75,6 +75,13 @@ class GrpoTask:
         self._aggregation: Aggregation | None = aggregation
         self._meter = meter
         self._scorer: Scorer | None = None
+        shared_names = {option.name for option in fields(PolicyOptions)} & set(GrpoSection.model_fields)
+        self._options = {
+            **{name: getattr(objective.grpo, name) for name in shared_names},
+            "loss_type": objective.loss_type,
+            "max_completion_length": objective.max_completion_length,
+            "kl_coef": objective.beta,
+        }
 
     def weight(self, sample: EncodedSample) -> int:
         """Return how much of the normaliser a group is, answers that are left out included."""
@@ -121,27 +128,11 @@ class GrpoTask:
             old,
             batch.advantages,
             mask,
-            loss_type=cast(PolicyLossType, objective.loss_type),
-            importance_sampling_level=settings.importance_sampling_level,
-            max_completion_length=objective.max_completion_length,
-            epsilon=settings.epsilon,
-            epsilon_high=settings.epsilon_high,
-            delta=settings.delta,
-            dual_clip=settings.dual_clip,
-            dynamic_clip=settings.dynamic_clip,
-            cispo_cap=settings.cispo_cap,
-            tau_pos=settings.tau_pos,
-            tau_neg=settings.tau_neg,
-            real_tau=settings.real_tau,
-            fipo_decay_rate=settings.fipo_decay_rate,
-            fipo_clip_range=settings.fipo_clip_range,
-            fipo_clip_high_only=settings.fipo_clip_high_only,
-            fipo_safety_threshold=settings.fipo_safety_threshold,
             group_ids=batch.group_ids,
             keep=keep,
             weights=weights,
             kl=kl,
-            kl_coef=objective.beta,
+            **self._options,
         )
         self._log(batch, logps.detach(), old, mask, kl, weights, found.entropies)
         self._meter.add(result.metrics)

@@ -7,7 +7,8 @@ from swift_rlhf.losses.distillation import generalized_jsd, generalized_jsd_topk
 from swift_rlhf.losses.divergence import divergence_scores
 from swift_rlhf.losses.kl import kl_estimate
 from swift_rlhf.losses.kto import kto_kl, kto_loss
-from swift_rlhf.losses.policy import OBJECTIVES, PolicyLoss, policy_loss
+from swift_rlhf.losses.policy import PolicyLoss, policy_loss
+from swift_rlhf.losses.policy_options import OBJECTIVES, PolicyOptions
 from swift_rlhf.losses.ppo import adapted_kl_coef, gae, ppo_policy_loss, ppo_value_loss, token_rewards
 from swift_rlhf.losses.preference import dpo_loss, preference_metrics
 from swift_rlhf.losses.reference_free import cpo_loss, log_odds_ratio, orpo_loss, simpo_loss
@@ -21,6 +22,7 @@ __all__ = [
     "OBJECTIVES",
     "Aggregation",
     "PolicyLoss",
+    "PolicyOptions",
     "Sum",
     "adapted_kl_coef",
     "aggregate",

@@ -1,4 +1,8 @@
-"""The terms that losses of the DPO family are made of: one number for each pair."""
+"""The terms that losses of the DPO family are made of: one number for each pair.
+
+In their formulas `r = log p_policy(answer) - log p_ref(answer)` of the better (w) and the worse (l) answer, `z = beta (r_w - r_l)`
+after the f-divergence, `b` is beta, `n` a length in tokens, `e` the label smoothing and `s` the logistic function.
+"""
 
 from __future__ import annotations
 
@@ -61,52 +65,63 @@ def smoothed(z: Tensor, smoothing: float) -> Tensor:
 
 
 def _sigmoid(pairs: Pairs) -> Tensor:
+    """Return `-(1 - e) log s(z) - e log s(-z)` (Rafailov et al. 2023)."""
     return smoothed(pairs.z, pairs.smoothing)
 
 
 def _hinge(pairs: Pairs) -> Tensor:
+    """Return `max(0, 1 - z)` (Zhao et al. 2023)."""
     return relu(1 - pairs.z)
 
 
 def _ipo(pairs: Pairs) -> Tensor:
+    """Return `(r_w / n_w - r_l / n_l - 1 / (2 beta))^2` (Azar et al. 2023)."""
     return (pairs.normalized_difference - 1 / (2 * pairs.beta)).square()
 
 
 def _robust(pairs: Pairs) -> Tensor:
+    """Return `(-(1 - e) log s(z) + e log s(-z)) / (1 - 2 e)` (Chowdhury et al. 2024)."""
     share = pairs.smoothing
     return (-(1 - share) * logsigmoid(pairs.z) + share * logsigmoid(-pairs.z)) / (1 - 2 * share)
 
 
 def _exo_pair(pairs: Pairs) -> Tensor:
+    """Return `s(z) (log s(z) - log(1 - e)) + s(-z) (log s(-z) - log e)` with e above 0 (Ji et al. 2024)."""
     z, share = pairs.z, pairs.smoothing
     better = z.sigmoid() * (logsigmoid(z) - math.log1p(-share))
     return better + (-z).sigmoid() * (logsigmoid(-z) - math.log(share))
 
 
 def _nca_pair(pairs: Pairs) -> Tensor:
+    """Return `-log s(b r_w) - log s(-b r_w) / 2 - log s(-b r_l) / 2` (Chen et al. 2024)."""
     better, worse = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
     return -logsigmoid(better) - 0.5 * logsigmoid(-better) - 0.5 * logsigmoid(-worse)
 
 
 def _bco_pair(pairs: Pairs) -> Tensor:
+    """Return `-log s(b r_w - d) - log s(d - b r_l)` with a mean reward d (Jung et al. 2024)."""
     better, worse = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
     return -logsigmoid(better - pairs.bco_delta) - logsigmoid(pairs.bco_delta - worse)
 
 
 def _sppo_hard(pairs: Pairs) -> Tensor:
+    """Return `(r_w - 1 / (2 b))^2 + (r_l + 1 / (2 b))^2` (Wu et al. 2024)."""
     goal = 1 / (2 * pairs.beta)
     return (pairs.chosen - goal).square() + (pairs.rejected + goal).square()
 
 
 def _apo_zero(pairs: Pairs) -> Tensor:
+    """Return `s(-b r_w) + s(b r_l)` (D'Oosterlinck et al. 2024)."""
     return (-pairs.beta * pairs.chosen).sigmoid() + (pairs.beta * pairs.rejected).sigmoid()
 
 
 def _apo_down(pairs: Pairs) -> Tensor:
+    """Return `s(b r_w) + s(-z)` (D'Oosterlinck et al. 2024)."""
     return (pairs.beta * pairs.chosen).sigmoid() + (-pairs.beta * (pairs.chosen - pairs.rejected)).sigmoid()
 
 
 def _discopop(pairs: Pairs) -> Tensor:
+    """Return `(1 - m) (-log s(z)) + m e^-z` with `m = s(z / tau)` (Lu et al. 2024)."""
     z = pairs.z
     blend = (z / pairs.tau).sigmoid()
     # Where the blend is 0 the exponential has no say, and must not turn it into inf * 0.
@@ -115,14 +130,17 @@ def _discopop(pairs: Pairs) -> Tensor:
 
 
 def _sigmoid_norm(pairs: Pairs) -> Tensor:
+    """Return `-log s(beta (r_w / n_w - r_l / n_l))`."""
     return -logsigmoid(pairs.beta * pairs.normalized_difference)
 
 
 def _sft(pairs: Pairs) -> Tensor:
+    """Return the cost of the better answer per token."""
     return pairs.chosen_nll
 
 
 def _aot(pairs: Pairs) -> Tensor:
+    """Return the sigmoid loss of margins less those of the reference, both sorted (Melnyk et al. 2024)."""
     margin = pairs.policy_margin
     if pairs.population is None:
         partner = pairs.ref_margin.sort().values[_ranks(margin, margin)]
@@ -133,6 +151,7 @@ def _aot(pairs: Pairs) -> Tensor:
 
 
 def _aot_unpaired(pairs: Pairs) -> Tensor:
+    """Return the sigmoid loss of log-ratios of better less worse answers, both sorted (Melnyk et al. 2024)."""
     if pairs.population is None:
         partner = pairs.rejected.sort().values[_ranks(pairs.chosen, pairs.chosen)]
         return smoothed(pairs.beta * (pairs.chosen - partner), pairs.smoothing)

@@ -56,19 +56,8 @@ def dpo_loss(
 ) -> Tensor:
     """Return the loss of each pair.
 
-    With `r = log p_policy(answer) - log p_ref(answer)`, `z = beta (r_w - r_l)`, lengths `n`, smoothing `e` and logistic `s`:
-
-    - sigmoid (Rafailov et al. 2023) `-(1 - e) log s(z) - e log s(-z)`; hinge (Zhao et al. 2023) `max(0, 1 - z)`
-    - ipo (Azar et al. 2023) `(r_w / n_w - r_l / n_l - 1 / (2 beta))^2`; sigmoid_norm `-log s(beta (r_w / n_w - r_l / n_l))`
-    - robust (Chowdhury et al. 2024) `(-(1 - e) log s(z) + e log s(-z)) / (1 - 2 e)`
-    - exo_pair (Ji et al. 2024) `s(z) (log s(z) - log(1 - e)) + s(-z) (log s(-z) - log e)`, with e above 0
-    - nca_pair (Chen et al. 2024) `-log s(b r_w) - log s(-b r_w) / 2 - log s(-b r_l) / 2`
-    - bco_pair (Jung et al. 2024) `-log s(b r_w - d) - log s(d - b r_l)` with a mean reward `d`
-    - sppo_hard (Wu et al. 2024) `(r_w - 1 / (2 b))^2 + (r_l + 1 / (2 b))^2`
-    - aot, aot_unpaired (Melnyk et al. 2024): sigmoid of the differences between values that were sorted over the pairs
-    - apo_zero, apo_down (D'Oosterlinck et al. 2024) `s(-b r_w) + s(b r_l)` and `s(b r_w) + s(-z)`
-    - discopop (Lu et al. 2024) `(1 - m) (-log s(z)) + m e^-z` with `m = s(z / tau)`
-    - sft: cost of the better answer per token; as a part of MPO (Wang et al. 2024): sigmoid 0.8, bco_pair 0.2, sft 1.
+    The formulas and sources of the losses stand at their terms in `swift_rlhf.losses.pairs`. Several of them make MPO (Wang et al.
+    2024): sigmoid 0.8, bco_pair 0.2, sft 1.
 
     Args:
         policy_chosen_logps: log-probability of the better answer in nats, summed over its tokens, `[pairs]`.
@@ -99,15 +88,11 @@ def dpo_loss(
     Raises:
         TrainingError: for settings that the loss cannot use.
     """
-    kinds: tuple[str, ...] = (loss_type,) if isinstance(loss_type, str) else tuple(loss_type)
-    shares = tuple(loss_weights) if loss_weights is not None else (1.0,) * len(kinds)
-    _check(kinds, shares, beta, label_smoothing, f_divergence, weighted=pair_weights is not None, sorts=population is not None)
-    if rpo_alpha is not None:
-        kinds, shares = (*kinds, "sft"), (*shares, rpo_alpha)
-    if any(kind in NEED_LENGTHS for kind in kinds) and (chosen_lengths is None or rejected_lengths is None):
-        raise TrainingError(f"{' and '.join(kinds)} need the lengths of both answers", fix="pass chosen_lengths and rejected_lengths")
-    if "sft" in kinds and chosen_lengths is None and tokens_per_answer is None:
-        raise TrainingError("sft needs the lengths of the better answers", fix="pass chosen_lengths or tokens_per_answer")
+    given = (loss_type,) if isinstance(loss_type, str) else tuple(loss_type)
+    weights = tuple(loss_weights) if loss_weights is not None else (1.0,) * len(given)
+    _check(given, weights, beta, label_smoothing, f_divergence, weighted=pair_weights is not None, sorts=population is not None)
+    shares = [*zip(given, weights, strict=True), *([] if rpo_alpha is None else [("sft", rpo_alpha)])]
+    _check_lengths([kind for kind, _ in shares], chosen_lengths, rejected_lengths, tokens_per_answer)
     policy_chosen, policy_rejected, ref_chosen, ref_rejected = (
         wide(each) for each in (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
     )
@@ -131,8 +116,15 @@ def dpo_loss(
         bco_delta=bco_delta,
         population=population,
     )
-    losses = torch.stack([share * TERMS[kind](pairs) for kind, share in zip(kinds, shares, strict=True)]).sum(0)
+    losses = torch.stack([share * TERMS[kind](pairs) for kind, share in shares]).sum(0)
     return losses if pair_weights is None else losses * pair_weights.detach()
+
+
+def _check_lengths(kinds: Sequence[str], chosen: Tensor | None, rejected: Tensor | None, per_answer: Tensor | float | None) -> None:
+    if any(kind in NEED_LENGTHS for kind in kinds) and (chosen is None or rejected is None):
+        raise TrainingError(f"{' and '.join(kinds)} need the lengths of both answers", fix="pass chosen_lengths and rejected_lengths")
+    if "sft" in kinds and chosen is None and per_answer is None:
+        raise TrainingError("sft needs the lengths of the better answers", fix="pass chosen_lengths or tokens_per_answer")
 
 
 def _check(
