@@ -105,7 +105,7 @@ TASKS = (
     _judged(
         "rm",
         "a reward model: a number for how good an answer is, learned from pairs",
-        "reward_model",
+        "scoring",
         loads_as={"task_type": "seq_cls", "num_labels": 1, "problem_type": "regression"},
     ),
 )

@@ -44,7 +44,7 @@ class RlhfConfig(SftConfig):
     dpo: DpoSection = Field(default_factory=DpoSection)
     reference_free: ReferenceFreeSection = Field(default_factory=ReferenceFreeSection)
     kto: KtoSection = Field(default_factory=KtoSection)
-    reward_model: RewardModelSection = Field(default_factory=RewardModelSection)
+    scoring: RewardModelSection = Field(default_factory=RewardModelSection)
 
     @property
     def algorithm(self) -> RlhfSpec | None:

@@ -73,7 +73,7 @@ def train(config: RlhfConfig) -> TrainOutput:
     model, tuner = build_headed(config, prepared.folder, prepared.tokenizer, task_type="seq_cls", labels=HEAD)
     if config.judged.disable_dropout:
         silence_dropout(model)
-    task = cast(Any, RewardModel(config.reward_model.center_rewards_coefficient))
+    task = cast(Any, RewardModel(config.scoring.center_rewards_coefficient))
     return running.fit(config, prepared, model, tuner, task, world)
 
 
