@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,16 +46,16 @@ class LogpsPass:
 
     def of_policy(self, groups: Sequence[AnswerGroup], *, entropy: bool = False) -> list[list[tuple[list[float], list[float] | None]]]:
         """Return, for each answer of each group, log-probabilities and entropies of its tokens under the policy as it is."""
-        return self._over(groups, self._model, entropy=entropy)
+        return self.over(groups, self._model, lambda part: self._scored(part, self._model, entropy))
 
     def of_reference(self, groups: Sequence[AnswerGroup]) -> list[list[tuple[list[float], list[float] | None]]]:
         """Return the log-probabilities under the reference."""
-        if self._reference is not None:
-            return self._over(groups, self._reference)
-        with without_adapters(self._model):
-            return self._over(groups, self._model)
+        model = self._model if self._reference is None else self._reference
+        with without_adapters(model) if self._reference is None else nullcontext():
+            return self.over(groups, model, lambda part: self._scored(part, model, entropy=False))
 
-    def _over(self, groups: Sequence[AnswerGroup], model: nn.Module, *, entropy: bool = False) -> Any:
+    def over(self, groups: Sequence[AnswerGroup], model: nn.Module, score: Callable[[Sequence[AnswerGroup]], list[Any]]) -> list[Any]:
+        """Return what `score` finds of each group, asked for a few at a time with the model at rest, every rank for its share."""
         size = self._world.size
         mine = list(range(len(groups)))[self._world.rank :: size]
         lengths = [len(group) + sum(len(answer.ids) for answer in group.answers) for group in groups]
@@ -66,7 +66,7 @@ class LogpsPass:
         try:
             with torch.no_grad():
                 for indices in bins:
-                    for index, values in zip(indices, self._scored([groups[index] for index in indices], model, entropy), strict=True):
+                    for index, values in zip(indices, score([groups[index] for index in indices]), strict=True):
                         found[index] = values
         finally:
             model.train(training)
