@@ -97,60 +97,24 @@ class GRPOTrainer(Trainer):
     ) -> None:
         settings: Any = args or GRPOConfig()
         given = processing_class or tokenizer
-        if template is None:
-            if given is None:
-                raise DataError("there is no tokenizer", fix="GRPOTrainer(..., processing_class=tokenizer)")
-            template = build_template(tokenizer_of(given), TemplateSection())
+        template = template or _template_of(given)
         words = template.tokenizer
         world = world or make_world(settings)
-        self.pool = RewardPool(
-            _rewards(reward_funcs, settings),
-            on_error=settings.rewarding.reward_on_error,
-            processes=settings.rewarding.reward_processes,
-            plugin_files=settings.launch.external_plugins,
-        )
+        self.pool = _reward_pool(reward_funcs, settings)
         limit = settings.chat.max_length if "chat" in type(settings).model_fields else None
         self.prompts = usable(as_samples(train_dataset), template, limit)
-        objective = _objective(settings)
-        grpo = settings.grpo
-        beta = float(settings.task.beta or 0.0)
-        kl_in_reward = bool(beta) and (grpo.kl_in_reward if grpo.kl_in_reward is not None else grpo.advantage_estimator in KL_IN_REWARD)
-        if ref_model is not None:
-            ref_model.requires_grad_(False).eval().to(world.device)
-        shared = settings.training.padding_free is not False
-        meter = Meter(world)
-        task = GrpoTask(objective, meter, answers=answers_of_sample(settings), shared=shared)
-        stops = _stops(template)
+        objective, meter = _objective(settings), Meter(world)
+        task = GrpoTask(objective, meter, answers=answers_of_sample(settings), shared=settings.training.padding_free is not False)
         self.rollout_engine: RolloutEngine = engine or TransformersSampler(
-            model, words, stops, max_rows=settings.sampling.rollout_batch_size
+            model, words, _stops(template), max_rows=settings.sampling.rollout_batch_size
         )
-        rollouts = Rollouts(
-            self.rollout_engine,
-            self.pool,
-            TemplatePrompter(template),
-            scheduler or SingleTurn(),
-            sampling=_sampling(settings),
-            limits=Limits(max_turns=settings.sampling.max_turns, max_completion_length=settings.sampling.max_completion_length),
-            world=world,
-            decode=words.decode,
-            num_generations=grpo.num_generations,
-            seed=settings.training.seed,
-        )
-        pad = words.pad_token_id
-        passes = LogpsPass(
-            model,
-            ref_model,
-            world,
-            temperature=objective.temperature,
-            tokens=settings.training.per_device_token_budget or 4 * CPU_TOKENS,
-            shared=shared,
-            pad_token_id=pad if isinstance(pad, int) else 0,
-        )
-        plan = _round(settings, world, beta, kl_in_reward, self.pool.weights, task.answers)
+        rollouts = _rollouts(self.rollout_engine, self.pool, template, scheduler or SingleTurn(), settings, world)
+        passes = _passes(model, ref_model, settings, world, objective.temperature, words.pad_token_id)
+        plan = _round(settings, world, self.pool.weights, task.answers)
         folder = (lambda: self.locate()) if settings.sampling.log_completions and world.is_main else None
         cursor = PromptCursor(self.prompts.samples, seed=settings.training.seed, shuffle=settings.training.train_dataloader_shuffle)
         self._record = Completions(folder)
-        stream = RolloutStream(rollouts, cursor, passes, grpo, plan, meter, self._record)
+        stream = RolloutStream(rollouts, cursor, passes, settings.grpo, plan, meter, self._record)
         super().__init__(
             model,
             settings,
@@ -230,10 +194,63 @@ def _rewards(given: Any, settings: Any) -> list[Reward]:
     return [*made, *named]
 
 
+def _template_of(given: PreTrainedTokenizerBase | ProcessorMixin | None) -> ChatTemplate:
+    if given is None:
+        raise DataError("there is no tokenizer", fix="GRPOTrainer(..., processing_class=tokenizer)")
+    return build_template(tokenizer_of(given), TemplateSection())
+
+
+def _reward_pool(functions: Any, settings: Any) -> RewardPool:
+    section = settings.rewarding
+    return RewardPool(
+        _rewards(functions, settings),
+        on_error=section.reward_on_error,
+        processes=section.reward_processes,
+        plugin_files=settings.launch.external_plugins,
+    )
+
+
+def _rollouts(
+    engine: RolloutEngine, pool: RewardPool, template: ChatTemplate, scheduler: Scheduler, settings: Any, world: World
+) -> Rollouts:
+    section = settings.sampling
+    return Rollouts(
+        engine,
+        pool,
+        TemplatePrompter(template),
+        scheduler,
+        sampling=_sampling(settings),
+        limits=Limits(max_turns=section.max_turns, max_completion_length=section.max_completion_length),
+        world=world,
+        decode=template.tokenizer.decode,
+        num_generations=settings.grpo.num_generations,
+        seed=settings.training.seed,
+    )
+
+
+def _passes(model: nn.Module, ref_model: nn.Module | None, settings: Any, world: World, temperature: float, pad: Any) -> LogpsPass:
+    if ref_model is not None:
+        ref_model.requires_grad_(False).eval().to(world.device)
+    return LogpsPass(
+        model,
+        ref_model,
+        world,
+        temperature=temperature,
+        tokens=settings.training.per_device_token_budget or 4 * CPU_TOKENS,
+        shared=settings.training.padding_free is not False,
+        pad_token_id=pad if isinstance(pad, int) else 0,
+    )
+
+
+def _prices_in_reward(settings: Any) -> bool:
+    grpo = settings.grpo
+    return grpo.kl_in_reward if grpo.kl_in_reward is not None else grpo.advantage_estimator in KL_IN_REWARD
+
+
 def _objective(settings: Any) -> Objective:
     grpo = settings.grpo
     beta = float(settings.task.beta or 0.0)
-    in_reward = grpo.kl_in_reward if grpo.kl_in_reward is not None else grpo.advantage_estimator in KL_IN_REWARD
+    in_reward = _prices_in_reward(settings)
     loss_type = settings.task.loss_type[0]
     if grpo.scale_rewards == "gdpo" and in_reward and beta:
         raise ConfigError([Problem("--kl_in_reward", "gdpo compares each reward by itself", "--kl_in_reward false")])
@@ -257,8 +274,9 @@ def _stops(template: ChatTemplate) -> list[int]:
     return list(dict.fromkeys([*template.stop_token_ids, *([eos] if isinstance(eos, int) else [])]))
 
 
-def _round(settings: Any, world: World, beta: float, kl_in_reward: bool, weights: torch.Tensor, part: int) -> Round:
+def _round(settings: Any, world: World, weights: torch.Tensor, part: int) -> Round:
     training, grpo = settings.training, settings.grpo
+    beta = float(settings.task.beta or 0.0)
     per_step = training.per_device_train_batch_size * (training.gradient_accumulation_steps or 1) * world.size
     total = round_size(settings)
     return Round(
@@ -267,7 +285,7 @@ def _round(settings: Any, world: World, beta: float, kl_in_reward: bool, weights
         updates=total // per_step * grpo.num_iterations,
         samples_per_step=per_step // part,
         beta=beta,
-        kl_in_reward=kl_in_reward,
+        kl_in_reward=bool(beta) and _prices_in_reward(settings),
         weights=weights,
         max_completion_length=settings.sampling.max_completion_length,
     )
