@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from swift_core.config.sections import TemplateSection
@@ -222,7 +222,7 @@ def _rollouts(
         sampling=_sampling(settings),
         limits=Limits(max_turns=section.max_turns, max_completion_length=section.max_completion_length),
         world=world,
-        decode=template.tokenizer.decode,
+        decode=cast(Any, template.tokenizer).decode,
         num_generations=settings.grpo.num_generations,
         seed=settings.training.seed,
     )
