@@ -29,12 +29,12 @@ from swift_rlhf.grpo.reference import LogpsPass
 from swift_rlhf.grpo.rollouts import Rollouts
 from swift_rlhf.grpo.stream import RolloutStream, Round
 from swift_rlhf.grpo.task import GrpoTask, Objective
-from swift_rlhf.rewards.functions import Reward, make_rewards
+from swift_rlhf.rewards.asked import reward_pool
 from swift_rlhf.rewards.pool import RewardPool
+from swift_rlhf.rollout.asked import sampling_of, stop_tokens
 from swift_rlhf.rollout.continuation import TemplatePrompter
 from swift_rlhf.rollout.engine import RolloutEngine
 from swift_rlhf.rollout.play import Limits
-from swift_rlhf.rollout.sampling import Sampling
 from swift_rlhf.rollout.schedulers import Scheduler, SingleTurn
 from swift_rlhf.rollout.transformers_sampler import TransformersSampler
 
@@ -100,13 +100,13 @@ class GRPOTrainer(Trainer):
         template = template or _template_of(given)
         words = template.tokenizer
         world = world or make_world(settings)
-        self.pool = _reward_pool(reward_funcs, settings)
+        self.pool = reward_pool(reward_funcs, settings)
         limit = settings.chat.max_length if "chat" in type(settings).model_fields else None
         self.prompts = usable(as_samples(train_dataset), template, limit)
         objective, meter = _objective(settings), Meter(world)
         task = GrpoTask(objective, meter, answers=answers_of_sample(settings), shared=settings.training.padding_free is not False)
         self.rollout_engine: RolloutEngine = engine or TransformersSampler(
-            model, words, _stops(template), max_rows=settings.sampling.rollout_batch_size
+            model, words, stop_tokens(template), max_rows=settings.sampling.rollout_batch_size
         )
         rollouts = _rollouts(self.rollout_engine, self.pool, template, scheduler or SingleTurn(), settings, world)
         passes = _passes(model, ref_model, settings, world, objective.temperature, words.pad_token_id)
@@ -171,43 +171,10 @@ def usable(samples: Sequence[Sample], template: ChatTemplate, max_length: int | 
     return Prompts(kept, len(samples) - len(kept), longest)
 
 
-def _rewards(given: Any, settings: Any) -> list[Reward]:
-    rewarding = settings.rewarding
-    functions = list(given) if isinstance(given, list | tuple) else [given]
-    references = [*rewarding.reward_funcs, *(each for each in functions if isinstance(each, str))]
-    own = [each for each in functions if not isinstance(each, str)]
-    weights = list(rewarding.reward_weights) or [1.0] * (len(references) + len(own))
-    if len(weights) != len(references) + len(own):
-        what = f"{len(weights)} weights for {len(references) + len(own)} rewards"
-        raise ConfigError([Problem("--reward_weights", what, "one weight for each reward")])
-    made = make_rewards(
-        references,
-        weights=weights[: len(references)],
-        options=rewarding.options(settings.sampling.max_completion_length),
-        channels=rewarding.reward_channels,
-        timeout=rewarding.reward_timeout,
-    )
-    named = [
-        Reward(name=getattr(each, "__name__", type(each).__name__), function=each, weight=weight, timeout=rewarding.reward_timeout)
-        for each, weight in zip(own, weights[len(references) :], strict=True)
-    ]
-    return [*made, *named]
-
-
 def _template_of(given: PreTrainedTokenizerBase | ProcessorMixin | None) -> ChatTemplate:
     if given is None:
         raise DataError("there is no tokenizer", fix="GRPOTrainer(..., processing_class=tokenizer)")
     return build_template(tokenizer_of(given), TemplateSection())
-
-
-def _reward_pool(functions: Any, settings: Any) -> RewardPool:
-    section = settings.rewarding
-    return RewardPool(
-        _rewards(functions, settings),
-        on_error=section.reward_on_error,
-        processes=section.reward_processes,
-        plugin_files=settings.launch.external_plugins,
-    )
 
 
 def _rollouts(
@@ -219,7 +186,7 @@ def _rollouts(
         pool,
         TemplatePrompter(template),
         scheduler,
-        sampling=_sampling(settings),
+        sampling=sampling_of(section),
         limits=Limits(max_turns=section.max_turns, max_completion_length=section.max_completion_length),
         world=world,
         decode=cast(Any, template.tokenizer).decode,
@@ -255,23 +222,6 @@ def _objective(settings: Any) -> Objective:
     if grpo.scale_rewards == "gdpo" and in_reward and beta:
         raise ConfigError([Problem("--kl_in_reward", "gdpo compares each reward by itself", "--kl_in_reward false")])
     return Objective(grpo, loss_type, 0.0 if in_reward else beta, settings.sampling.temperature, settings.sampling.max_completion_length)
-
-
-def _sampling(settings: Any) -> Sampling:
-    section = settings.sampling
-    return Sampling(
-        temperature=section.temperature,
-        top_k=section.top_k,
-        top_p=section.top_p,
-        min_p=section.min_p,
-        repetition_penalty=section.repetition_penalty,
-        stop=tuple(section.stop_words),
-    )
-
-
-def _stops(template: ChatTemplate) -> list[int]:
-    eos: Any = template.tokenizer.eos_token_id
-    return list(dict.fromkeys([*template.stop_token_ids, *([eos] if isinstance(eos, int) else [])]))
 
 
 def _round(settings: Any, world: World, weights: torch.Tensor, part: int) -> Round:
