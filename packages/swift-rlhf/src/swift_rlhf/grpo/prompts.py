@@ -42,14 +42,17 @@ class PromptCursor:
             Random(f"{self._seed}/prompts/{self._epoch}").shuffle(order)
         return order
 
-    def take(self, count: int) -> list[Sample]:
-        """Return the next prompts."""
-        taken: list[Sample] = []
+    def __getitem__(self, place: int) -> Sample:
+        return self._samples[place]
+
+    def take(self, count: int) -> list[int]:
+        """Return the places of the next prompts."""
+        taken: list[int] = []
         while len(taken) < count:
             if self._at == len(self._order):
                 self._epoch, self._at = self._epoch + 1, 0
                 self._order = self._ordered()
-            taken.append(self._samples[self._order[self._at]])
+            taken.append(self._order[self._at])
             self._at += 1
         return taken
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from swift_core.train.report import JsonlSink
 
-from swift_rlhf.grpo.rollouts import Rewarded
+from swift_rlhf.grpo.rewarded import Rewarded
 
 FILE = "completions.jsonl"
 
@@ -48,20 +49,30 @@ class Completions:
         if self._sink is None:
             self._sink = JsonlSink(self._folder() / FILE, resumed_step=self._resumed)
         for rewarded in groups:
-            group = rewarded.group
-            for place, answer in enumerate(group.answers):
-                rewards = dict(zip(names, rewarded.rewards[place], strict=True))
-                self._sink.log(
-                    {
-                        "step": step,
-                        "group": group.group,
-                        "origin": group.origin,
-                        "prompt": rewarded.prompt,
-                        "completion": rewarded.completions[place],
-                        **{f"reward/{name}": value for name, value in rewards.items()},
-                        "advantage": answer.advantage,
-                        "tokens": len(answer.ids),
-                        "finish_reason": rewarded.finish_reasons[place],
-                        "version": group.version,
-                    }
-                )
+            for line in lines_of(rewarded, names):
+                self._sink.log({"step": step, **line})
+
+
+def lines_of(rewarded: Rewarded, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one line for each episode of a group."""
+    group = rewarded.group
+    tokens, advantages = [0] * len(rewarded.completions), [0.0] * len(rewarded.completions)
+    for answer in group.answers:
+        tokens[answer.episode] += len(answer.ids)
+        advantages[answer.episode] = answer.advantage
+    return [
+        {
+            "group": group.group,
+            "origin": group.origin,
+            "prompt": rewarded.prompt,
+            "completion": completion,
+            **{f"reward/{name}": value for name, value in zip(names, rewarded.rewards[place], strict=True)},
+            "advantage": advantages[place],
+            "tokens": tokens[place],
+            **({"turns": rewarded.turns[place]} if max(rewarded.turns) > 1 else {}),
+            "finish_reason": rewarded.finish_reasons[place],
+            "version": group.version,
+            **{f"episode_{name}": value for name, value in rewarded.info[place].items()},
+        }
+        for place, completion in enumerate(rewarded.completions)
+    ]

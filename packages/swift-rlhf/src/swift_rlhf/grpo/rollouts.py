@@ -3,63 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import copy
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
+from swift_core.errors import SwiftError
 from swift_core.protocols import Sample
 from swift_core.train.parallel import World
 
 from swift_rlhf.grpo.prompts import question
-from swift_rlhf.grpo.samples import Answer, AnswerGroup
+from swift_rlhf.grpo.rewarded import Rewarded, finished_group
 from swift_rlhf.rewards.functions import RewardSample
-from swift_rlhf.rewards.pool import RewardPool
+from swift_rlhf.rewards.pool import RewardPool, RewardTable
 from swift_rlhf.rollout.continuation import Prompter
-from swift_rlhf.rollout.engine import RolloutEngine
+from swift_rlhf.rollout.engine import EpisodeEngine, RolloutEngine
 from swift_rlhf.rollout.episodes import Episode, Generation
-from swift_rlhf.rollout.play import Limits, TurnRequest, play
+from swift_rlhf.rollout.play import History, Limits, TurnRequest, play
 from swift_rlhf.rollout.sampling import Sampling
 from swift_rlhf.rollout.schedulers import Scheduler
 
+_EVALUATION = 1  # evaluations draw other numbers than training does, and the same ones every time
+
 
 @dataclass(slots=True)
-class Rewarded:
-    """A group with what was found out about its answers; lists have one entry for each answer.
+class _Group:
+    """A prompt that is being answered."""
 
-    Attributes:
-        group: prompt and answers.
-        rewards: of each function; NaN where it does not apply.
-        prompt, completions: as texts.
-        finish_reasons: how answers ended.
-        turns: of the model.
-    """
-
-    group: AnswerGroup
-    rewards: list[list[float]]
-    prompt: str
-    completions: list[str]
-    finish_reasons: list[str]
-    turns: list[int]
-
-    @property
-    def truncated(self) -> list[bool]:
-        """Say which answers were cut off."""
-        return [reason not in ("stop", "max_turns") for reason in self.finish_reasons]
-
-    def saved(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        values = {name: getattr(self, name) for name in ("rewards", "prompt", "completions", "finish_reasons", "turns")}
-        return {**values, "group": self.group.saved()}
-
-    @classmethod
-    def restored(cls, values: dict[str, Any]) -> Rewarded:
-        """Return what was saved."""
-        return cls(**{**values, "group": AnswerGroup.restored(values["group"])})
+    number: int
+    sample: Sample
+    episodes: list[Episode]
+    left: int
+    rewards: Future[RewardTable] | None = None
 
 
 class Rollouts:
     """Lets the model answer prompts and has the answers rewarded; each process takes its share of the prompts.
+
+    The answers to a prompt are rewarded as soon as all of them are there, while others are being written.
 
     Args:
         engine: writes answers.
@@ -72,6 +56,9 @@ class Rollouts:
         decode: makes a text of token ids.
         num_generations: answers to each prompt.
         seed: of the run.
+        history: what the model sees of earlier turns.
+        rows: answers that an engine in this process writes at the same time.
+        columns: names of all columns of the data; rewards find None in rows that lack one.
     """
 
     def __init__(
@@ -84,14 +71,34 @@ class Rollouts:
         sampling: Sampling,
         limits: Limits,
         world: World,
-        decode: Any,
+        decode: Callable[[Sequence[int]], Any],
         num_generations: int,
         seed: int,
+        history: History = "append",
+        rows: int = 256,
+        columns: Collection[str] = (),
     ) -> None:
         self._engine, self._pool, self._prompter, self._scheduler = engine, pool, prompter, scheduler
         self._sampling, self._limits, self._world, self._decode = sampling, limits, world, decode
-        self._count, self._seed = num_generations, seed
+        self._count, self._history, self._rows, self._columns = num_generations, history, rows, tuple(columns)
+        self._seeds: tuple[int, ...] = (seed,)
         self.reward_names = tuple(reward.name for reward in pool.rewards)
+
+    def for_evaluation(self, *, num_generations: int, temperature: float | None) -> Self:
+        """Return the same with other numbers of answers and another temperature; what it draws is the same every time."""
+        twin = copy.copy(self)
+        twin._count = num_generations
+        twin._sampling = self._sampling if temperature is None else replace(self._sampling, temperature=temperature)
+        twin._seeds = (*self._seeds, _EVALUATION)
+        return twin
+
+    def update(self, version: int) -> None:
+        """Let the engine take over the weights as they are now.
+
+        Raises:
+            EngineError: on all ranks, when that fails on one.
+        """
+        self._agreed(lambda: self._engine.update(version))
 
     def answer(self, samples: Sequence[Sample], *, first_group: int, version: int) -> list[Rewarded]:
         """Return one rewarded group for each prompt, the same on all ranks.
@@ -102,84 +109,120 @@ class Rollouts:
             version: optimizer steps so far.
 
         Raises:
-            TrainingError: when a reward fails.
+            TrainingError: on all ranks, when a reward fails on one.
+            EngineError: on all ranks, when the engine fails on one.
         """
-        mine = list(range(len(samples)))[self._world.rank :: self._world.size]
-        found = self._share([(first_group + place, samples[place]) for place in mine], version)
-        merged = {rewarded.group.group: rewarded for of_rank in self._world.gather(found) for rewarded in of_rank}
-        return [merged[first_group + place] for place in range(len(samples))]
+        self.update(version)
+        return self.joined(lambda: self.share(samples, first_group=first_group, version=version))
 
-    def _share(self, prompts: Sequence[tuple[int, Sample]], version: int) -> list[Rewarded]:
-        if not prompts:
-            return []
-        episodes = [self._episode(sample) for _, sample in prompts for _ in range(self._count)]
-        self._engine.update(version)
+    def share(self, samples: Sequence[Sample], *, first_group: int, version: int) -> list[Rewarded]:
+        """Return the groups that this rank answers; it talks to no other rank, and may run aside where the engine allows it."""
+        places = range(self._world.rank, len(samples), self._world.size)
+        groups = [self._group(first_group + place, samples[place]) for place in places]
+        if isinstance(self._engine, EpisodeEngine):
+            asyncio.run(self._each(self._engine, groups, version))
+        else:
+            size = max(1, self._rows // self._count)
+            for start in range(0, len(groups), size):
+                asyncio.run(self._together(groups[start : start + size], version))
+        started = time.monotonic()
+        tables = [group.rewards.result() for group in groups if group.rewards is not None]
+        waited = time.monotonic() - started
+        return [
+            finished_group(group.number, group.sample, group.episodes, table, version=version, decode=self._decode, waited=waited)
+            for group, table in zip(groups, tables, strict=True)
+        ]
+
+    def joined(self, share: Callable[[], list[Rewarded]]) -> list[Rewarded]:
+        """Return the groups of all ranks in order of their numbers.
+
+        Raises:
+            SwiftError: on all ranks, when `share` raises on one.
+        """
+        found = [rewarded for of_rank in self._agreed(share) for rewarded in of_rank]
+        return sorted(found, key=lambda rewarded: rewarded.group.group)
+
+    def _agreed(self, act: Callable[[], Any]) -> list[Any]:
+        """Return what every rank's call returns; a rank that fails must not leave the others waiting for it."""
+        result: Any = None
+        failure: SwiftError | None = None
+        try:
+            result = act()
+        except SwiftError as error:
+            failure = error
+        of_ranks = self._world.gather((result, failure))
+        failures = [failed for _, failed in of_ranks if failed is not None]
+        if failure is not None or failures:
+            raise failure or failures[0]
+        return [value for value, _ in of_ranks]
+
+    # ---- playing ---------------------------------------------------------------------------------------------------
+
+    def _group(self, number: int, sample: Sample) -> _Group:
+        episodes: list[Episode] = []
+        for _ in range(self._count):
+            messages, columns = question(sample)
+            episodes.append(Episode(messages, sample.tools, columns, sample.origin))
+        return _Group(number, sample, episodes, left=self._count)
+
+    def _ended(self, groups: Sequence[_Group]) -> Callable[[Episode], None]:
+        """Return what counts the ends of episodes and has a group rewarded at the last one."""
+        owners = {id(episode): group for group in groups for episode in group.episodes}
+
+        def ended(episode: Episode) -> None:
+            group = owners[id(episode)]
+            group.left -= 1
+            if not group.left:
+                group.rewards = self._pool.submit([self._reward_sample(each, group.sample) for each in group.episodes])
+
+        return ended
+
+    async def _together(self, groups: Sequence[_Group], version: int) -> None:
         turn = 0
-        first = prompts[0][0]
 
         async def generate(requests: Sequence[TurnRequest]) -> list[Generation]:
             nonlocal turn
-            seed = hash((self._seed, first, turn)) & 0x7FFFFFFFFFFFFFFF  # integers hash alike in every process
+            seed = _seed(*self._seeds, groups[0].number, turn)
             turn += 1
             return self._engine.generate(requests, self._sampling, seed=seed, version=version)
 
-        asyncio.run(play(episodes, generate, self._scheduler, self._prompter, limits=self._limits))
-        rows = [
-            self._reward_sample(episode, sample)
-            for (_, sample), start in zip(prompts, range(0, len(episodes), self._count), strict=True)
-            for episode in episodes[start : start + self._count]
-        ]
-        rewards = self._pool.score(rows).values.tolist()
-        return [
-            self._group(number, sample, version, slice(place * self._count, (place + 1) * self._count), episodes, rows, rewards)
-            for place, (number, sample) in enumerate(prompts)
-        ]
+        await self._play([episode for group in groups for episode in group.episodes], generate, self._ended(groups))
 
-    def _episode(self, sample: Sample) -> Episode:
-        messages, columns = question(sample)
-        return Episode(messages, sample.tools, columns, sample.origin)
+    async def _each(self, engine: EpisodeEngine, groups: Sequence[_Group], version: int) -> None:
+        ended = self._ended(groups)
+
+        async def one(group: _Group, place: int) -> None:
+            episode = group.episodes[place]
+
+            async def generate(requests: Sequence[TurnRequest]) -> list[Generation]:
+                seed = _seed(*self._seeds, group.number, place, episode.turns)
+                return [await engine.answer(request, self._sampling, seed=seed, version=version) for request in requests]
+
+            await self._play([episode], generate, ended)
+
+        await asyncio.gather(*(one(group, place) for group in groups for place in range(len(group.episodes))))
+
+    async def _play(self, episodes: Sequence[Episode], generate: Any, ended: Callable[[Episode], None]) -> None:
+        limits, history = self._limits, self._history
+        await play(episodes, generate, self._scheduler, self._prompter, limits=limits, history=history, ended=ended)
 
     def _reward_sample(self, episode: Episode, sample: Sample) -> RewardSample:
         row = episode.rows[-1]
         last = episode.messages[-1]
+        known = dict.fromkeys(self._columns)
         return RewardSample(
             completion=str(last.get("content") or ""),
             completion_ids=row.completion_ids,
             messages=episode.messages,
-            columns={**episode.columns, **{f"episode_{name}": value for name, value in episode.info.items()}},
+            columns={**known, **episode.columns, **{f"episode_{name}": value for name, value in episode.info.items()}},
             channel=sample.channel,
             finish_reason="length" if episode.finish_reason == "length" else "stop",
             origin=sample.origin,
         )
 
-    def _group(
-        self,
-        number: int,
-        sample: Sample,
-        version: int,
-        which: slice,
-        episodes: Sequence[Episode],
-        rows: Sequence[RewardSample],
-        rewards: Sequence[list[float]],
-    ) -> Rewarded:
-        played = episodes[which]
-        answers = [
-            Answer(row.completion_ids, row.mask, [value for value, written in zip(row.logprobs, row.mask, strict=True) if written])
-            for row in (episode.rows[0] for episode in played)
-        ]
-        prompt = played[0].rows[0].prompt_ids
-        group = AnswerGroup.of(prompt, answers, group=number, version=version, origin=sample.origin)
-        return Rewarded(
-            group,
-            [list(values) for values in rewards[which]],
-            self._decode(prompt),
-            [
-                row.completion if episode.turns == 1 else self._decode(episode.rows[0].completion_ids)
-                for row, episode in zip(rows[which], played, strict=True)
-            ],
-            [str(episode.finish_reason) for episode in played],
-            [episode.turns for episode in played],
-        )
+
+def _seed(*numbers: int) -> int:
+    return hash(numbers) & 0x7FFFFFFFFFFFFFFF  # integers hash alike in every process
 
 
 def reward_tensor(groups: Sequence[Rewarded]) -> torch.Tensor:

@@ -29,6 +29,7 @@ class Answer:
         ref_logps: the same under the reference model; None without one.
         keep: for the tokens with mask 1, whether they carry loss; None: all do.
         advantage: how much better than expected the answer is.
+        episode: number of the episode in its group; its turns are answers of their own where history is written anew.
     """
 
     ids: list[int]
@@ -38,6 +39,7 @@ class Answer:
     ref_logps: list[float] | None = None
     keep: list[bool] | None = None
     advantage: float = 0.0
+    episode: int = 0
 
     @property
     def tokens(self) -> int:
@@ -53,11 +55,17 @@ class AnswerGroup(EncodedSample):
         answers: some or all answers of the group.
         group: number of the group in the run.
         version: optimizer steps before the answers were written.
+        experts: answers of experts that are imitated in the same forward pass.
+        expert_scale: factor of their summed cross-entropy.
+        policy_scale: factor of the policy loss beside them.
     """
 
     answers: list[Answer] = field(default_factory=list[Answer])
     group: int = 0
     version: int = 0
+    experts: list[EncodedSample] = field(default_factory=list[EncodedSample])
+    expert_scale: float = 0.0
+    policy_scale: float = 1.0
 
     @classmethod
     def of(cls, prompt_ids: Sequence[int], answers: Sequence[Answer], *, group: int, version: int, origin: str) -> AnswerGroup:
@@ -66,8 +74,12 @@ class AnswerGroup(EncodedSample):
         return cls(ids, [IGNORED] * len(ids), origin, answers=list(answers), group=group, version=version)
 
     def parts(self, size: int) -> list[AnswerGroup]:
-        """Return the group in parts of so many answers."""
-        return [replace(self, answers=self.answers[start : start + size]) for start in range(0, len(self.answers), size)]
+        """Return the group in parts of so many episodes."""
+        episodes = 1 + max(answer.episode for answer in self.answers)
+        return [
+            replace(self, answers=[answer for answer in self.answers if start <= answer.episode < start + size])
+            for start in range(0, episodes, size)
+        ]
 
     def saved(self) -> dict[str, Any]:
         """Return the group as plain values."""
@@ -98,6 +110,9 @@ class AnswerBatch:
         keep: `[answers, tokens]`, bool, or None.
         group_ids: `[answers]`.
         origins: where each prompt came from.
+        experts: answers of experts, or None.
+        expert_scale: factor of their summed cross-entropy.
+        policy_scale: factor of the policy loss.
     """
 
     rows: Batch
@@ -109,6 +124,9 @@ class AnswerBatch:
     keep: Tensor | None
     group_ids: Tensor
     origins: list[str]
+    experts: Batch | None = None
+    expert_scale: float = 0.0
+    policy_scale: float = 1.0
 
     def to(self, device: torch.device) -> AnswerBatch:
         """Return the batch on a device."""
@@ -116,11 +134,13 @@ class AnswerBatch:
             return self
         names = ("advantages", "sampler_logps", "old_logps", "ref_logps", "group_ids")
         moved = {name: getattr(self, name).to(device) for name in names}
-        return replace(self, rows=self.rows.to(device), keep=None if self.keep is None else self.keep.to(device), **moved)
+        keep = None if self.keep is None else self.keep.to(device)
+        experts = None if self.experts is None else self.experts.to(device)
+        return replace(self, rows=self.rows.to(device), keep=keep, experts=experts, **moved)
 
     def masked(self) -> AnswerBatch:
         """Return the batch with no answers."""
-        return replace(self, lengths=(), origins=[])
+        return replace(self, lengths=(), origins=[], experts=None)
 
 
 def collate_answers(groups: Sequence[AnswerGroup], *, pad_token_id: int, shared: bool = True, inert: bool = False) -> AnswerBatch:
@@ -141,6 +161,7 @@ def collate_answers(groups: Sequence[AnswerGroup], *, pad_token_id: int, shared:
             heads.setdefault(group.group, group)
     answers = [answer for found in chosen.values() for answer in found]
     samples = [_sample(heads[name], answer) for name, found in chosen.items() for answer in found]
+    experts = [sample for group in groups for sample in group.experts]
     rows = _tree(chosen, heads) if shared else None
     if rows is None:
         rows = collate(samples, pad_token_id=pad_token_id) if samples else _nothing()
@@ -160,6 +181,9 @@ def collate_answers(groups: Sequence[AnswerGroup], *, pad_token_id: int, shared:
         keep,
         torch.tensor(names, dtype=torch.long),
         [group.origin for group in heads.values()],
+        collate(experts, pad_token_id=pad_token_id, packed=shared) if experts else None,
+        groups[0].expert_scale if groups else 0.0,
+        groups[0].policy_scale if groups else 1.0,
     )
 
 

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from swift_core.protocols import EncodedSample
 
-from swift_rlhf.advantages import combine_rewards, decoupled_advantages, group_advantages, informative, rewards_less_kl
 from swift_rlhf.config.grpo import GrpoSection
+from swift_rlhf.grpo.asking import Asking
+from swift_rlhf.grpo.comparing import set_advantages, teaches
+from swift_rlhf.grpo.experts import Experts
 from swift_rlhf.grpo.metrics import Meter
 from swift_rlhf.grpo.prompts import PromptCursor
 from swift_rlhf.grpo.record import Completions
 from swift_rlhf.grpo.reference import LogpsPass
-from swift_rlhf.grpo.rollouts import Rewarded, Rollouts, reward_tensor
+from swift_rlhf.grpo.rewarded import Rewarded
+from swift_rlhf.grpo.rollouts import Rollouts, reward_tensor
+from swift_rlhf.grpo.round_log import log_round
 from swift_rlhf.grpo.samples import AnswerGroup
-from swift_rlhf.losses import entropy_threshold, padded
+from swift_rlhf.losses import entropy_threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Round:
         kl_in_reward: whether that is taken off the reward.
         weights: of the reward functions.
         max_completion_length: tokens of an answer.
+        ahead: rounds that are written while one is trained.
     """
 
     prompts: int
@@ -44,6 +49,7 @@ class Round:
     kl_in_reward: bool
     weights: torch.Tensor
     max_completion_length: int
+    ahead: int = 0
 
 
 class RolloutStream(Iterator[EncodedSample]):
@@ -57,6 +63,7 @@ class RolloutStream(Iterator[EncodedSample]):
         plan: numbers of a round.
         meter: takes what is logged.
         record: takes the answers.
+        experts: answers of experts that are imitated beside it, or None.
     """
 
     def __init__(
@@ -68,19 +75,20 @@ class RolloutStream(Iterator[EncodedSample]):
         plan: Round,
         meter: Meter,
         record: Completions,
+        experts: Experts | None = None,
     ) -> None:
-        self._rollouts, self._cursor, self._passes = rollouts, cursor, passes
+        self._asking = Asking(rollouts, cursor, ahead=plan.ahead)
+        self._passes, self._experts = passes, experts
         self._settings, self._plan, self._meter, self._record = settings, plan, meter, record
         self._buffer: list[AnswerGroup] = []
         self._bank: list[Rewarded] = []
         self._given = 0
-        self._groups = 0
         self._acceptance = 1.0
 
     @property
     def samples_per_epoch(self) -> int:
         """Return how many samples every prompt once makes."""
-        groups = -(-len(self._cursor) // self._plan.prompts) * self._plan.prompts
+        groups = -(-self._asking.prompts // self._plan.prompts) * self._plan.prompts
         return groups * self._settings.num_generations * self._settings.num_iterations // self._plan.part
 
     @property
@@ -90,7 +98,15 @@ class RolloutStream(Iterator[EncodedSample]):
 
     def __next__(self) -> EncodedSample:
         if not self._buffer:
-            self._fill()
+            before = self.state_dict()
+            try:
+                self._fill()
+            except BaseException:
+                self._take(before)  # a checkpoint that is written now asks for this round again
+                raise
+        if self._experts is not None and self._given % self._plan.samples_per_step == 0:
+            step = self._plan.samples_per_step
+            self._buffer[:step] = self._experts.attach(self._buffer[:step], step=self.version)
         self._given += 1
         return self._buffer.pop(0)
 
@@ -98,16 +114,15 @@ class RolloutStream(Iterator[EncodedSample]):
         started = time.monotonic()
         groups = self._collect()
         rewards = reward_tensor(groups)
-        self._log_round(groups, rewards, time.monotonic() - started)
+        self._meter.add_value("rollout_seconds", time.monotonic() - started)
+        log_round(self._meter, groups, rewards, self._asking.reward_names, self._plan.weights)
+        if self._plan.ahead:
+            self._meter.add_value("staleness", sum(self.version - rewarded.group.version for rewarded in groups) / len(groups))
         self._look_back(groups)
         self._compare(groups, rewards)
         if self._settings.overlong_filter:
-            for rewarded in groups:
-                for answer, truncated in zip(rewarded.group.answers, rewarded.truncated, strict=True):
-                    if truncated:
-                        answer.mask, answer.sampler_logps = [0] * len(answer.mask), []
-                        answer.old_logps = answer.ref_logps = answer.keep = None
-        self._record.write(groups, self._rollouts.reward_names, step=self.version + 1)
+            self._leave_out_truncated(groups)
+        self._record.write(groups, self._asking.reward_names, step=self.version + 1)
         parts = [part for rewarded in groups for part in rewarded.group.parts(self._plan.part)]
         self._buffer = parts * self._settings.num_iterations
 
@@ -116,17 +131,15 @@ class RolloutStream(Iterator[EncodedSample]):
     def _collect(self) -> list[Rewarded]:
         wanted = self._plan.prompts
         if not self._settings.dynamic_sample:
-            return self._answer(wanted)
+            return self._asking.round(wanted, version=self.version)
         kept, self._bank = self._bank[:wanted], self._bank[wanted:]
         spare: list[Rewarded] = []
         rounds = asked = 0
         while len(kept) < wanted and rounds <= self._settings.max_resample_times:
-            # As many more as the share of useful groups so far lets expect to be needed, at most twice a round.
-            count = min(-(-(wanted - len(kept)) // max(self._acceptance, 0.25)), 2 * wanted) if rounds else wanted - len(kept)
-            found = self._answer(int(count))
+            found = self._asked(wanted, wanted - len(kept), first=not rounds)
             rounds, asked = rounds + 1, asked + len(found)
-            good = [rewarded for rewarded in found if self._teaches(rewarded)]
-            spare += [rewarded for rewarded in found if not self._teaches(rewarded)]
+            good = [rewarded for rewarded in found if teaches(rewarded, self._plan.weights)]
+            spare += [rewarded for rewarded in found if not teaches(rewarded, self._plan.weights)]
             self._acceptance = 0.5 * self._acceptance + 0.5 * len(good) / len(found)
             kept += good
         surplus = kept[wanted:]
@@ -139,15 +152,11 @@ class RolloutStream(Iterator[EncodedSample]):
             self._meter.add_value(f"dynamic_sample/{name}", value)
         return [*kept[:wanted], *spare[:unfilled]]
 
-    def _answer(self, count: int) -> list[Rewarded]:
-        samples = self._cursor.take(count)
-        found = self._rollouts.answer(samples, first_group=self._groups, version=self.version)
-        self._groups += count
-        return found
-
-    def _teaches(self, rewarded: Rewarded) -> bool:
-        total = combine_rewards(torch.tensor(rewarded.rewards), self._plan.weights)
-        return bool(informative(total, torch.zeros(len(total), dtype=torch.long)).any())
+    def _asked(self, wanted: int, missing: int, *, first: bool) -> list[Rewarded]:
+        if not first:
+            # As many more as the share of useful groups so far lets expect to be needed, at most twice a round.
+            return self._asking.now(int(min(-(-missing // max(self._acceptance, 0.25)), 2 * wanted)), version=self.version)
+        return self._asking.round(wanted if self._plan.ahead else missing, version=self.version)
 
     # ---- comparing -------------------------------------------------------------------------------------------------
 
@@ -178,57 +187,24 @@ class RolloutStream(Iterator[EncodedSample]):
             answer.keep = [value >= threshold for value in entropies]
 
     def _compare(self, groups: Sequence[Rewarded], rewards: torch.Tensor) -> None:
-        settings = self._settings
-        ids = torch.tensor([rewarded.group.group for rewarded in groups for _ in rewarded.group.answers])
-        answers = [answer for rewarded in groups for answer in rewarded.group.answers]
-        weights = self._plan.weights
-        if settings.scale_rewards == "gdpo":
-            advantages = decoupled_advantages(rewards, ids, weights=weights)
-        else:
-            total = combine_rewards(rewards, weights)
-            if self._plan.kl_in_reward:
-                lengths = [answer.tokens for answer in answers]
-                old, mask = padded(torch.tensor([value for answer in answers for value in answer.old_logps or []]), lengths)
-                ref, _ = padded(torch.tensor([value for answer in answers for value in answer.ref_logps or []]), lengths)
-                total = rewards_less_kl(total, old - ref, mask, kl_coef=self._plan.beta)
-            advantages = group_advantages(total, ids, estimator=settings.advantage_estimator, scale_rewards=settings.scale_rewards)
-        for answer, value in zip(answers, advantages.tolist(), strict=True):
-            answer.advantage = value
-        if self._plan.updates == 1:
-            # The forward pass that trains them says the same.
-            for rewarded in groups:
-                if rewarded.group.version == self.version:
-                    for answer in rewarded.group.answers:
-                        answer.old_logps = None
+        plan = self._plan
+        set_advantages(groups, rewards, self._settings, plan.weights, kl_coef=plan.beta if plan.kl_in_reward else 0.0)
+        for rewarded in groups:
+            fresh = rewarded.group.version == self.version
+            for answer in rewarded.group.answers:
+                if fresh and plan.updates == 1:
+                    answer.old_logps = None  # the forward pass that trains them says the same
+                elif not fresh and answer.old_logps is None and self._settings.rollout_importance_sampling_mode is None:
+                    # Written by older weights: what wrote them is what the update must not leave too far behind.
+                    answer.old_logps = list(answer.sampler_logps)
 
-    # ---- the log ---------------------------------------------------------------------------------------------------
-
-    def _log_round(self, groups: Sequence[Rewarded], rewards: torch.Tensor, seconds: float) -> None:
-        add = self._meter.add_value
-        total = combine_rewards(rewards, self._plan.weights)
-        for name, column in zip(self._rollouts.reward_names, rewards.unbind(1), strict=True):
-            present = column[~column.isnan()]
-            if len(present):
-                add(f"reward/{name}/mean", float(present.mean()))
-                add(f"reward/{name}/std", float(present.std(correction=min(1, len(present) - 1))))
-        present = total[~total.isnan()]
-        if len(present):
-            add("reward", float(present.mean()))
-        by_group = total.split([len(rewarded.group.answers) for rewarded in groups])
-        deviations = [float(one[~one.isnan()].std()) if (~one.isnan()).sum() > 1 else 0.0 for one in by_group]
-        add("reward_std", sum(deviations) / len(deviations))
-        dull = [not bool(informative(one, torch.zeros(len(one), dtype=torch.long)).any()) for one in by_group]
-        add("frac_reward_zero_std", sum(dull) / len(dull))
-        lengths = [answer.tokens for rewarded in groups for answer in rewarded.group.answers]
-        cut = [truncated for rewarded in groups for truncated in rewarded.truncated]
-        add("completions/mean_length", sum(lengths) / len(lengths))
-        add("completions/min_length", min(lengths))
-        add("completions/max_length", max(lengths))
-        add("completions/clipped_ratio", sum(cut) / len(cut))
-        turns = [count for rewarded in groups for count in rewarded.turns]
-        if max(turns) > 1:
-            add("completions/mean_turns", sum(turns) / len(turns))
-        add("rollout_seconds", seconds)
+    def _leave_out_truncated(self, groups: Sequence[Rewarded]) -> None:
+        for rewarded in groups:
+            truncated = rewarded.truncated
+            for answer in rewarded.group.answers:
+                if truncated[answer.episode]:
+                    answer.mask, answer.sampler_logps = [0] * len(answer.mask), []
+                    answer.old_logps = answer.ref_logps = answer.keep = None
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
@@ -245,17 +221,22 @@ class RolloutStream(Iterator[EncodedSample]):
             "groups": [group.saved() for group in groups],
             "buffer": [places[id(group)] for group in self._buffer],
             "bank": [rewarded.saved() for rewarded in self._bank],
-            "cursor": self._cursor.state_dict(),
+            **self._asking.state_dict(),
             "given": self._given,
-            "group_number": self._groups,
             "acceptance": self._acceptance,
+            **({"experts": self._experts.state_dict()} if self._experts is not None else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where another stream over the same prompts stood."""
+        self._take(state)
+        self._record.resume(self.version)
+
+    def _take(self, state: dict[str, Any]) -> None:
         groups = [AnswerGroup.restored(values) for values in state["groups"]]
         self._buffer = [groups[place] for place in state["buffer"]]
         self._bank = [Rewarded.restored(values) for values in state["bank"]]
-        self._cursor.load_state_dict(state["cursor"])
-        self._given, self._groups, self._acceptance = int(state["given"]), int(state["group_number"]), float(state["acceptance"])
-        self._record.resume(self.version)
+        self._given, self._acceptance = int(state["given"]), float(state["acceptance"])
+        self._asking.load_state_dict(state)
+        if self._experts is not None:
+            self._experts.load_state_dict(state["experts"])

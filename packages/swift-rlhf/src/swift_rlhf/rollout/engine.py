@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from swift_rlhf.rollout.episodes import Generation
 from swift_rlhf.rollout.play import TurnRequest
@@ -30,4 +30,13 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+        ...
+
+
+@runtime_checkable
+class EpisodeEngine(Protocol):
+    """A `RolloutEngine` that takes requests one by one and batches them by itself: episodes need not wait for one another."""
+
+    async def answer(self, request: TurnRequest, sampling: Sampling, *, seed: int, version: int) -> Generation:
+        """Return the answer to one request; the arguments are those of `RolloutEngine.generate`."""
         ...

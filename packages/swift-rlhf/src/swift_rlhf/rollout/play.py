@@ -68,6 +68,7 @@ async def play(
     *,
     limits: Limits,
     history: History = "append",
+    ended: Callable[[Episode], None] = lambda episode: None,
 ) -> None:
     """Play episodes to their end, filling in their messages and rows.
 
@@ -85,6 +86,7 @@ async def play(
         prompter: makes token ids.
         limits: where an episode is cut off.
         history: what the model sees of earlier turns.
+        ended: called with each episode once its last answer is there, while others go on.
 
     Raises:
         TrainingError: when the engine answers with another number of answers, or a scheduler shows nothing to go on with.
@@ -94,7 +96,7 @@ async def play(
         active = list(episodes)
         for episode in active:
             _open(episode, prompter)
-        while active := [episode for episode in active if _has_room(episode, limits)]:
+        while active := [episode for episode in active if _has_room(episode, limits, ended)]:
             requests = [TurnRequest(episode.rows[-1].ids, limits.left(episode)) for episode in active]
             answers = list(await generate(requests))
             if len(answers) != len(active):
@@ -102,6 +104,9 @@ async def play(
             going = await asyncio.gather(
                 *(_turn(episode, answer, scheduler, prompter, limits, history) for episode, answer in zip(active, answers, strict=True))
             )
+            for episode, goes_on in zip(active, going, strict=True):
+                if not goes_on:
+                    ended(episode)
             active = [episode for episode, goes_on in zip(active, going, strict=True) if goes_on]
     finally:
         await asyncio.gather(*(scheduler.finish(episode) for episode in episodes))
@@ -111,10 +116,11 @@ def _open(episode: Episode, prompter: Prompter) -> None:
     episode.rows.append(TokenRow(prompter.prompt(episode.messages, episode.tools)))
 
 
-def _has_room(episode: Episode, limits: Limits) -> bool:
+def _has_room(episode: Episode, limits: Limits, ended: Callable[[Episode], None]) -> bool:
     if limits.left(episode) > 0:
         return True
     episode.finish_reason = "length"
+    ended(episode)
     return False
 
 
