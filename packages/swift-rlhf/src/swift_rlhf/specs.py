@@ -78,6 +78,15 @@ TASKS = (
         check="swift_rlhf.config.grpo:grpo_problems",
         dry_run="swift_rlhf.grpo.run:show",
     ),
+    RlhfSpec(
+        name="ppo",
+        summary="answers of the model itself, each token compared with what a critic expected",
+        target="swift_rlhf.ppo.run:train",
+        sections=("sampling", "rewarding", "ppo", "judged"),
+        online=True,
+        check="swift_rlhf.config.ppo:ppo_problems",
+        dry_run="swift_rlhf.ppo.run:show",
+    ),
     _judged(
         "dpo",
         "the better of two answers made likelier than the worse one, close to a reference model",

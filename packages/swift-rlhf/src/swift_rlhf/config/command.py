@@ -10,6 +10,7 @@ from swift_core.errors import Problem
 
 from swift_rlhf.config.algorithm import algorithm_of, algorithm_problems, fill_algorithm
 from swift_rlhf.config.grpo import GrpoSection
+from swift_rlhf.config.ppo import PpoSection
 from swift_rlhf.config.preference import (
     DpoSection,
     JudgedSection,
@@ -38,6 +39,7 @@ class RlhfConfig(SftConfig):
     sampling: SamplingSection = Field(default_factory=SamplingSection)
     rewarding: RewardingSection = Field(default_factory=RewardingSection)
     grpo: GrpoSection = Field(default_factory=GrpoSection)
+    ppo: PpoSection = Field(default_factory=PpoSection)
     judged: JudgedSection = Field(default_factory=JudgedSection)
     reference: ReferenceSection = Field(default_factory=ReferenceSection)
     pairs: PairSection = Field(default_factory=PairSection)
