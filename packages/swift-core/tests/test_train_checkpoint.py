@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 from swift_core.config.sections import CheckpointSection
 from swift_core.errors import CheckpointError
+from swift_core.testing.children import in_children
 from swift_core.train.checkpoint import clean, list_checkpoints, newest_valid, rotate, why_invalid, write_checkpoint
 from swift_core.train.rundir import RunLock, find_resume_checkpoint, new_run_dir
 
@@ -129,11 +132,46 @@ def test_resume_finds_runs_checkpoints_and_reasons(tmp_path: Path) -> None:
 
 
 def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    with RunLock(tmp_path):
+        (other,) = in_children([lambda: RunLock(tmp_path).__enter__() and None])
+        assert other.code == 1 and f"in use by process {os.getpid()} on {socket.gethostname()}" in other.output
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_the_lock_of_a_killed_run_is_taken_over_though_its_number_is_in_use_again(tmp_path: Path) -> None:
     lock = tmp_path / "run.lock"
-    lock.write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
-    with pytest.raises(CheckpointError, match=f"in use by process {os.getppid()}"), RunLock(tmp_path):
-        pass
-    lock.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname()}))  # beyond the largest process id
+
+    def die() -> None:
+        RunLock(tmp_path).__enter__()
+        lock.write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    (killed,) = in_children([die])
+    assert killed.code == -signal.SIGKILL and lock.exists()
     with RunLock(tmp_path):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
     assert not lock.exists()
+
+
+def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text("{")
+    start, done = multiprocessing.get_context("fork").Barrier(4), multiprocessing.get_context("fork").Barrier(4)
+
+    def take() -> bool:
+        start.wait(20)
+        lock = RunLock(tmp_path)
+        try:
+            lock.__enter__()
+        except CheckpointError:
+            return False
+        finally:
+            done.wait(20)  # nobody lets go before all have tried
+        return True
+
+    assert [ended.value for ended in in_children([take] * 4)].count(True) == 1
+
+
+def test_a_run_on_another_machine_keeps_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    with pytest.raises(CheckpointError, match=r"in use by process 1 on elsewhere.*delete .*run\.lock"), RunLock(tmp_path):
+        pass

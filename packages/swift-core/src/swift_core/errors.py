@@ -119,6 +119,12 @@ class TrainingError(SwiftError, RuntimeError):
     """Raised when training cannot go on, for example on a non-finite loss."""
 
 
+class OutOfMemory(TrainingError):
+    """Raised when a device or the machine has no memory left; the message holds a table of what is taken."""
+
+    exit_code = 3
+
+
 class EngineError(SwiftError, RuntimeError):
     """Raised by inference engines."""
 

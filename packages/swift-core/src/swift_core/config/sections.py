@@ -326,4 +326,10 @@ class LaunchSection(Section):
     use_cpu: bool = option(False, "train on the CPU even where there is an accelerator")
     ddp_backend: Literal["nccl", "gloo", "hccl", "xccl"] | None = option(None, "communication between processes; default: by device")
     ddp_timeout: int = option(1800, "seconds after which a stuck communication ends the job", ge=1)
+    hang_timeout: float = option(
+        20.0,
+        "seconds without progress after which one of several processes shows where it hangs and ends the job, though never before "
+        "three times its longest pause so far; 0: never",
+        ge=0,
+    )
     external_plugins: list[str] = option([], "Python files that register your own parts, loaded in every process")

@@ -59,13 +59,20 @@ def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None]) ->
             _set_aside(target)
         aside.rename(target)
         _sync(run_dir)
-    except OSError as error:
+    except Exception as error:
         _remove(aside)
+        if not is_disk_error(error):
+            raise
         raise CheckpointError(
             f"checkpoint {target} could not be written: {error}", fix="free some space, then resume from the checkpoint before it"
         ) from error
     clean(run_dir)
     return target
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Say whether a file could not be written; safetensors, tokenizers and torch have errors of their own for it."""
+    return isinstance(error, OSError) or any(part in str(error) for part in ("os error", "inline_container.cc"))
 
 
 def seal(folder: Path) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections import deque
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from swift_core.errors import TrainingError
+from swift_core.train.parallel import World
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,28 @@ def complaint(values: dict[str, Any], usual_norm: float | None) -> tuple[str, st
             "lower --max_grad_norm; a single jump may come from an odd sample"
         )
     return None
+
+
+def refuse_step(what: str, step: int, losses: Sequence[float], batches: Sequence[Any], world: World) -> NoReturn:
+    """Say on all ranks which samples made a step useless, instead of taking it.
+
+    Args:
+        what: what is not finite.
+        step: number of the step.
+        losses: those of this rank's micro-batches.
+        batches: the micro-batches.
+        world: the processes of the run.
+
+    Raises:
+        TrainingError: always.
+    """
+    bad = [origin for value, batch in zip(losses, batches, strict=True) if not math.isfinite(value) for origin in batch.origins]
+    found = [text for text in world.gather(", ".join(bad[:8])) if text]
+    where = f"; samples: {'; '.join(found)}" if found else ""
+    raise TrainingError(
+        f"the {what} of step {step} is not finite, and the step was not taken{where}",
+        fix="look at these samples, lower --learning_rate, or use --torch_dtype float32; earlier checkpoints are intact",
+    )
 
 
 class HealthWatch(TrainerCallback):

@@ -93,6 +93,16 @@ class Progress:
         """Return the training time of the whole run in seconds, over all processes that worked on it."""
         return self.seconds + time.monotonic() - self._started
 
+    def totals(self) -> dict[str, float]:
+        """Return mean loss, time and speed of the whole run."""
+        seconds = self.elapsed
+        return {
+            "train_loss": self.run_loss_sum / max(self.trained_tokens, 1),
+            "train_runtime": round(seconds, 2),
+            "tokens_per_second": round(self.tokens / max(seconds, 1e-9), 2),
+            "samples_per_second": round(self.samples / max(seconds, 1e-9), 3),
+        }
+
     def eta(self, steps_left: int) -> float | None:
         """Return the seconds left at the pace of this process, or None before the first step."""
         return steps_left * (time.monotonic() - self._started) / self._steps_here if self._steps_here else None

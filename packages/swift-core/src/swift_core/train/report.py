@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,8 @@ from tqdm.auto import tqdm
 from swift_core.config.sections import ReportSection
 from swift_core.train.trackers import SwanLabSink, WandbSink, scalars
 
+logger = logging.getLogger(__name__)
+
 LOG_FILE = "logging.jsonl"
 
 
@@ -22,7 +26,11 @@ class Sink(Protocol):
     """Takes log lines."""
 
     def log(self, values: dict[str, Any]) -> None:
-        """Take one line; `values["step"]` is the optimizer step."""
+        """Take one line; `values["step"]` is the optimizer step.
+
+        Raises:
+            OSError: when no more lines can be taken.
+        """
         ...
 
     def close(self) -> None:
@@ -31,23 +39,40 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """Appends one JSON object a line. After a resume, lines past the resumed step are gone: they will come again."""
+    """Appends one JSON object a line. After a resume, lines past the resumed step are gone: they will come again.
+
+    What a full disk does not take is held back until there is room, so that no line is lost or cut.
+    """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= resumed_step] if resumed_step else []
         aside = path.with_suffix(".new")
         aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         aside.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._held = b""
+        self._complained = False
 
     def log(self, values: dict[str, Any]) -> None:
         """Append a line; numbers that JSON does not have become null."""
         plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
-        self._file.write(json.dumps(plain, ensure_ascii=False) + "\n")
-        self._file.flush()
+        self._held += (json.dumps(plain, ensure_ascii=False) + "\n").encode()
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._held:
+                self._held = self._held[self._file.write(self._held) :]
+        except OSError as error:
+            if not self._complained:
+                logger.warning("%s cannot be written for now, its lines are held back: %s", self._file.name, error)
+            self._complained = True
 
     def close(self) -> None:
         """Close the file."""
+        self._write()
+        if self._held:
+            logger.warning("%s lacks its last %s lines: the disk has no room for them", self._file.name, self._held.count(b"\n"))
         self._file.close()
 
 
@@ -76,16 +101,27 @@ class TensorBoardSink:
     def __init__(self, folder: Path, *, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes half a second to import, and not every run wants it
 
+        _keep_in_order(folder)
         self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
 
     def log(self, values: dict[str, Any]) -> None:
         """Write every number under `train/` or `eval/`."""
         for key, value in scalars(values).items():
             self._writer.add_scalar(key, value, values["step"])
+        self._writer.flush()  # a run that is killed loses no line
 
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+
+
+def _keep_in_order(folder: Path) -> None:
+    """Rename event files that seem to come from the future: readers go by the time in the name, and a clock may have been set back."""
+    now = int(time.time())
+    for path in folder.glob("events.out.tfevents.*") if folder.is_dir() else ():
+        head, written, rest = path.name.rpartition("tfevents.")[0], *path.name.rpartition("tfevents.")[2].partition(".")[::2]
+        if written.isdigit() and int(written) >= now:
+            path.rename(path.with_name(f"{head}tfevents.{now - 1:010d}.{written}.{rest}"))
 
 
 class ConsoleSink:
@@ -170,6 +206,7 @@ class Report:
     def __init__(self, section: ReportSection, run_dir: Path, *, total: int, resumed_step: int, active: bool) -> None:
         self._console: ConsoleSink | None = None
         self._sinks: list[Sink] = []
+        self._run_dir = run_dir
         if not active:
             return
         self._console = ConsoleSink(total, done=resumed_step, bar=sys.stderr.isatty() and not section.disable_tqdm)
@@ -183,8 +220,13 @@ class Report:
 
     def log(self, values: dict[str, Any]) -> None:
         """Hand a line to every sink."""
-        for sink in self._sinks:
-            sink.log(values)
+        for sink in list(self._sinks):
+            try:
+                sink.log(values)
+            except OSError as error:
+                # Everything is in logging.jsonl; a run of days does not end because a second place for it is full.
+                self._sinks.remove(sink)
+                self.say(f"warning: {type(sink).__name__.removesuffix('Sink')} gets no more lines: {error}")
 
     def advance(self) -> None:
         """Count an optimizer step."""
@@ -195,6 +237,17 @@ class Report:
         """Print a text for people."""
         if self._console is not None:
             self._console.say(text)
+
+    def plot(self) -> None:
+        """Draw the curves of the run so far into its folder."""
+        if self._console is None:
+            return
+        from swift_core.train.plot import plot_run  # matplotlib takes half a second that no run should wait for at its start
+
+        try:
+            plot_run(read_log(self._run_dir), self._run_dir / "images" / "loss.png", title=self._run_dir.name)
+        except OSError as error:
+            self.say(f"warning: the curves are not drawn: {error}")
 
     def close(self) -> None:
         """Close every sink."""

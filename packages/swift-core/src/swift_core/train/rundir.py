@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
+from swift_core.config.load import ARGS_FILE
 from swift_core.config.sections import CheckpointSection
+from swift_core.config.training import TrainingConfig
 from swift_core.errors import CheckpointError
 from swift_core.train.checkpoint import list_checkpoints, newest_valid, step_of, why_invalid
 
@@ -32,6 +36,13 @@ def new_run_dir(section: CheckpointSection) -> Path:
             fix=f"--resume_from_checkpoint {base}, another --output_dir, or --add_version true",
         )
     return base
+
+
+def write_args(folder: Path, args: TrainingConfig, run_dir: Path) -> None:
+    """Write the settings of a run into its folder or a checkpoint, as `--resume_from_checkpoint` and later commands read them."""
+    values = {**args.flat(), "command": type(args).command, "swift_version": version("swift-core")}
+    values.update(output_dir=str(run_dir), add_version=False, resume_from_checkpoint=None)
+    (folder / ARGS_FILE).write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
 def _version(path: Path) -> int:
@@ -75,41 +86,69 @@ def _newest_run(section: CheckpointSection) -> Path:
 
 
 class RunLock:
-    """Keeps two runs out of one folder. The lock of a process that is gone is taken over."""
+    """Keeps two runs out of one folder. The lock of a process that is gone is taken over.
+
+    The operating system holds the lock as long as the process lives, so that of two that find the lock of a dead one only
+    one gets it; the content says who holds it, also to other machines that share the disk.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / LOCK
+        self._handle = -1
 
     def __enter__(self) -> RunLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        for _ in range(2):
+        while True:
+            handle = os.open(self._path, os.O_CREAT | os.O_RDWR)
             try:
-                handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                self._refuse_if_alive()
-                self._path.unlink(missing_ok=True)
-                continue
-            with os.fdopen(handle, "w") as file:
-                file.write(content)
-            return self
-        raise CheckpointError(f"{self._path} is taken by another run", fix="choose another --output_dir")
+                self._take(handle)
+            except BaseException:
+                os.close(handle)
+                raise
+            if self._is_current(handle):
+                break
+            os.close(handle)  # its owner has just removed it; a lock on a file without a name keeps nobody out
+        self._handle = handle
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._path.unlink(missing_ok=True)
+        os.close(self._handle)
 
-    def _refuse_if_alive(self) -> None:
+    def _take(self, handle: int) -> None:
+        owner = _owner(os.pread(handle, 4096, 0))
         try:
-            owner = json.loads(self._path.read_text(encoding="utf-8"))
-            pid, host = int(owner["pid"]), str(owner["host"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, FileNotFoundError):
-            return  # written halfway by a process that died, or just removed
-        if host == socket.gethostname() and (pid == os.getpid() or not _alive(pid)):
-            return
-        raise CheckpointError(
-            f"{self._path.parent} is in use by process {pid} on {host}",
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise self._in_use(owner) from error
+        except OSError:  # a disk without locks: what the file says has to do
+            if owner is not None and owner[1] == socket.gethostname() and owner[0] != os.getpid() and _alive(owner[0]):
+                raise self._in_use(owner) from None
+        if owner is not None and owner[1] != socket.gethostname():
+            raise self._in_use(owner)
+
+    def _is_current(self, handle: int) -> bool:
+        try:
+            return self._path.stat().st_ino == os.fstat(handle).st_ino
+        except FileNotFoundError:
+            return False
+
+    def _in_use(self, owner: tuple[int, str] | None) -> CheckpointError:
+        who = f"process {owner[0]} on {owner[1]}" if owner is not None else "another process"
+        return CheckpointError(
+            f"{self._path.parent} is in use by {who}",
             fix=f"choose another --output_dir, or delete {self._path} if that run is gone",
         )
+
+
+def _owner(content: bytes) -> tuple[int, str] | None:
+    try:
+        values = json.loads(content)
+        return int(values["pid"]), str(values["host"])
+    except (ValueError, KeyError, TypeError):
+        return None  # new, or written halfway by a process that died
 
 
 def _alive(pid: int) -> bool:

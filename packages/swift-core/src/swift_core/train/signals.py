@@ -7,6 +7,8 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any
 
+_KINDS = (signal.SIGTERM, signal.SIGINT)
+
 
 class StopSignals:
     """Remembers the first stop signal while it is active.
@@ -20,7 +22,8 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self.received = 0
+        for number in _KINDS:
             try:
                 self._previous[number] = signal.signal(number, self._remember)
             except ValueError:  # not the main thread, as in a notebook server: its owner handles signals
@@ -30,6 +33,15 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def votes(self) -> list[float]:
+        """Return what this rank adds to a sum over all ranks, so that they leave together."""
+        return [float(self.received == number) for number in _KINDS]
+
+    @staticmethod
+    def agreed(*votes: float) -> int:
+        """Return the signal that the summed votes mean, or 0."""
+        return next((int(number) for number, count in zip(_KINDS, votes, strict=True) if count), 0)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,29 +16,32 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 
 from swift_core.batching.feed import Stream
-from swift_core.batching.loader import Dealer, StepBatches, eval_batches, train_steps
-from swift_core.config.load import ARGS_FILE
+from swift_core.batching.loader import Dealer, StepBatches, train_steps
 from swift_core.config.training import TrainingConfig
-from swift_core.errors import DataError, Interrupted, TrainingError
+from swift_core.errors import CheckpointError, DataError, Interrupted, TrainingError
 from swift_core.protocols import EncodedSample, Tuner
 from swift_core.train.callbacks import Callbacks, load_callbacks
 from swift_core.train.checkpoint import clean, rotate, write_checkpoint
 from swift_core.train.dealing import count_units, make_feed, make_packs, make_shape
+from swift_core.train.evaluating import EvaluationStopped, eval_share, measure_all
+from swift_core.train.exhausted import explained_failures
+from swift_core.train.health import refuse_step
 from swift_core.train.methods import Methods, method_callbacks
 from swift_core.train.module import LossModule
 from swift_core.train.optim import evaluated_weights, make_optimizer, make_scheduler, set_training, warmup_steps
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world
 from swift_core.train.progress import Progress
-from swift_core.train.report import LOG_FILE, Report, duration, peak_memory_gib, read_log
+from swift_core.train.report import LOG_FILE, Report, duration, peak_memory_gib
 from swift_core.train.resuming import read_progress, restore_counters, restore_generators, write_progress
-from swift_core.train.rundir import RunLock, find_resume_checkpoint, new_run_dir
+from swift_core.train.rundir import RunLock, find_resume_checkpoint, new_run_dir, write_args
 from swift_core.train.sharding.choose import make_engine
 from swift_core.train.signals import StopSignals
 from swift_core.train.state import STATE, capture_rng, load_optimization, rng_file, save_optimization
 from swift_core.train.task import ActsInSteps, CausalLm, KeepsState, LogsValues, Task
 from swift_core.train.tuning import FollowsSteps, saver_for, start_tuner, tuner_rates
 from swift_core.train.utilisation import Utilisation, occupancy
+from swift_core.train.watchdog import Watchdog
 
 STREAM = "stream.json"
 
@@ -129,6 +131,8 @@ class Trainer:
             optimizer=self.optimizer,
             lr_scheduler=self.scheduler,
         )
+        self.watchdog = Watchdog(args.launch.hang_timeout, rank=self.world.rank, size=self.world.size)
+        self.signals = StopSignals()
         self.run_dir: Path | None = None
         self._report: Report | None = None
         self._last_checkpoint: Path | None = None
@@ -145,6 +149,8 @@ class Trainer:
             TrainingError: when loss or gradient are not finite; the weights are those before the step.
             CheckpointError: when a checkpoint cannot be written or resumed.
             Interrupted: after SIGTERM or SIGINT, once the state is saved.
+            OutOfMemory: with a table of what is taken, and what to change.
+            LaunchError: when another process of the job has gone.
         """
         if resume_from_checkpoint:
             self.args.saving.resume_from_checkpoint = (
@@ -153,10 +159,10 @@ class Trainer:
         checkpoint, remarks = self._find_checkpoint()
         self.run_dir = checkpoint.parent if checkpoint is not None else self.locate()
         lock = RunLock(self.run_dir) if self.world.is_main else contextlib.nullcontext()
-        with lock, StopSignals() as signals:
+        with lock, explained_failures(self.args, self.model, self.optimizer, self.world.device), self.watchdog, self.signals:
             if self.world.is_main:
                 clean(self.run_dir)
-                self._write_args(self.run_dir)
+                write_args(self.run_dir, self.args, self.run_dir)
             self.world.wait()
             set_seed(self.args.training.seed + self.world.data_rank)
             if checkpoint is not None:
@@ -169,7 +175,7 @@ class Trainer:
             if checkpoint is not None:
                 self._say(f"resumed from {checkpoint} at step {self.state.global_step}")
             try:
-                self._loop(signals)
+                self._loop()
             finally:
                 self._report.close()
         return self._finish()
@@ -187,21 +193,30 @@ class Trainer:
         checkpoint, remarks = find_resume_checkpoint(self.args.saving)
         return Path(self.world.broadcast(str(checkpoint))), remarks
 
-    def _loop(self, signals: StopSignals) -> None:
+    def _loop(self) -> None:
         training = self.args.training
         self.callbacks.call("on_train_begin")
         if training.eval_on_start and self.state.global_step == 0:
             self._evaluate_and_log()
+        elif self._evaluation_is_due() and not self._evaluated_now():
+            # The run was told to stop in the middle of it.
+            self._evaluate_and_log()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(self._last_checkpoint)
         self.module.train()
         set_training(self.optimizer, True)
         for batches in self.progress.timed(self._batches()):
             if self.state.global_step % self.shape.steps_per_epoch == 0:
                 self.callbacks.call("on_epoch_begin")
             self.callbacks.call("on_step_begin")
-            grad_norm, stop = self._step(batches, signals)
+            grad_norm, stop = self._step(batches)
             self._after_step(grad_norm)
+            if self.callbacks.control.should_evaluate or self.callbacks.control.should_save:
+                # These take long; who stops the run meanwhile does not wait for another step.
+                stop = stop or self.signals.agreed(*self.world.sum(*self.signals.votes()))
             if stop:
                 self._stop(stop)
+            self.watchdog.step_done()
             if self.callbacks.control.should_training_stop:
                 break
         if self.args.saving.save_strategy != "no" and self._step_of_last_checkpoint() != self.state.global_step:
@@ -220,7 +235,7 @@ class Trainer:
         workers = self.args.training.dataloader_num_workers
         return train_steps(samples, dealer, start=start, stop=stop, packs=self.packs, num_workers=workers)
 
-    def _step(self, batches: StepBatches, signals: StopSignals) -> tuple[float, int]:
+    def _step(self, batches: StepBatches) -> tuple[float, int]:
         """Do one optimizer step; returns the gradient norm and the stop signal that any rank has received."""
         engine = self.engine
         losses: list[float] = []
@@ -230,21 +245,22 @@ class Trainer:
         for number, batch in enumerate(batches.micros):
             last = number == len(batches.micros) - 1
             with engine.accumulating(self.module, last=last):
+                self.watchdog.beat("computing a loss")
                 loss = self.module(batch.to(self.world.device))
+                self.watchdog.beat("computing gradients", waits=True)
                 self.progress.slots(*occupancy(batch))
                 # Ranks average their gradients; the loss is a mean over the trained tokens of all of them.
                 engine.backward(loss * (self.world.data_size / max(batches.trained_tokens, 1)))
             losses.append(float(loss.detach()))
-        received = [float(signals.received == number) for number in (signal.SIGTERM, signal.SIGINT)]
         # Ranks that share their samples count once.
-        loss_sum, terminated, interrupted = self.world.sum(sum(losses) * self.world.data_size / self.world.size, *received)
+        loss_sum, *votes = self.world.sum(sum(losses) * self.world.data_size / self.world.size, *self.signals.votes())
         if not math.isfinite(loss_sum):
-            self._refuse_step("loss", losses, batches)
+            refuse_step("loss", self.state.global_step + 1, losses, batches.micros, self.world)
         if isinstance(self.tuner, FollowsSteps):
             self.tuner.before_step(self.model, self.state.global_step + 1)
         grad_norm = engine.clip(self.model, self.optimizer, self.args.optimization.max_grad_norm)
         if not math.isfinite(grad_norm):
-            self._refuse_step("gradient", losses, batches)
+            refuse_step("gradient", self.state.global_step + 1, losses, batches.micros, self.world)
         engine.step(self.optimizer)
         if isinstance(self.tuner, FollowsSteps):
             self.tuner.after_step(self.model, self.state.global_step + 1)
@@ -253,19 +269,11 @@ class Trainer:
         self.scheduler.step()
         engine.zero_grad(self.optimizer)
         self.progress.add(loss_sum=loss_sum, trained_tokens=batches.trained_tokens, tokens=batches.tokens, samples=batches.samples)
-        return grad_norm, signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
-
-    def _refuse_step(self, what: str, losses: list[float], batches: StepBatches) -> None:
-        bad = [origin for value, batch in zip(losses, batches.micros, strict=True) if not math.isfinite(value) for origin in batch.origins]
-        found = [text for text in self.world.gather(", ".join(bad[:8])) if text]
-        where = f"; samples: {'; '.join(found)}" if found else ""
-        raise TrainingError(
-            f"the {what} of step {self.state.global_step + 1} is not finite, and the step was not taken{where}",
-            fix="look at these samples, lower --learning_rate, or use --torch_dtype float32; earlier checkpoints are intact",
-        )
+        return grad_norm, self.signals.agreed(*votes)
 
     def _after_step(self, grad_norm: float) -> None:
-        state, saving, training = self.state, self.args.saving, self.args.training
+        state, saving = self.state, self.args.saving
+        self.watchdog.beat("updating weights and calling callbacks")
         state.global_step += 1
         state.epoch = state.global_step / self.shape.steps_per_epoch
         state.num_input_tokens_seen = self.progress.tokens
@@ -274,7 +282,7 @@ class Trainer:
         first = self.args.reporting.logging_first_step and state.global_step == 1
         control = self.callbacks.control
         control.should_log = first or at_end or state.global_step % self.args.reporting.logging_steps == 0
-        control.should_evaluate = _due(training.eval_strategy or "no", training.eval_steps or 1, state.global_step, epoch_end)
+        control.should_evaluate = self._evaluation_is_due()
         control.should_save = _due(saving.save_strategy, saving.save_steps, state.global_step, epoch_end)
         control = self.callbacks.call("on_step_end")
         if epoch_end:
@@ -286,7 +294,11 @@ class Trainer:
         if control.should_evaluate:
             self._evaluate_and_log()
         if control.should_save:
-            self._save()
+            self._save(required=False)
+
+    def _evaluation_is_due(self) -> bool:
+        step, training = self.state.global_step, self.args.training
+        return step > 0 and _due(training.eval_strategy or "no", training.eval_steps or 1, step, step % self.shape.steps_per_epoch == 0)
 
     def _train_line(self, grad_norm: float) -> dict[str, Any]:
         eta = self.progress.eta(self.total_steps - self.state.global_step)
@@ -333,28 +345,17 @@ class Trainer:
         """
         if not self.eval_dataset:
             raise DataError("there are no samples to evaluate on", fix="add --val_dataset FILE or --split_dataset_ratio 0.05")
-        module, world = self.module, self.world
+        module = self.module
         started = time.monotonic()
         was_training = module.training
         module.eval()
-        parts: list[Any] = []
-        with self.world.accelerator.autocast(), evaluated_weights(self.optimizer):
-            for batch in eval_batches(
-                self.eval_dataset,
-                batch_size=self.args.training.per_device_eval_batch_size,
-                rank=world.data_rank,
-                world_size=world.data_size,
-                pad_token_id=self._pad_token_id(),
-                make_batch=self.task.collate,
-                measure=self.task.length,
-                in_step=self.engine.in_step,
-            ):
-                found = self.engine.measure(module, batch.to(world.device))
-                if not self.engine.in_step or batch.origins:  # a batch without samples keeps this rank in step with the others
-                    parts.append(found)
-        module.train(was_training)
-        of_ranks = world.gather(parts)[:: world.size // world.data_size]
-        metrics = self.task.metrics([part for of_rank in of_ranks for part in of_rank])
+        batches = eval_share(self.eval_dataset, self.task, self.args.training.per_device_eval_batch_size, self.engine, self._pad_token_id())
+        try:
+            with self.world.accelerator.autocast(), evaluated_weights(self.optimizer), self.watchdog.unlimited("evaluating"):
+                parts = measure_all(self.engine, module, batches, stopping=lambda: bool(self.signals.received))
+        finally:
+            module.train(was_training)
+        metrics = self.task.metrics(parts)
         elapsed = time.monotonic() - started
         return {
             **{f"eval_{name}": value for name, value in metrics.items()},
@@ -364,9 +365,13 @@ class Trainer:
 
     def _evaluate_and_log(self) -> None:
         started = time.monotonic()
-        metrics = self.evaluate()
+        try:
+            metrics = self.evaluate()
+        except EvaluationStopped:
+            return  # a resumed run starts with this evaluation
         self._log(dict(metrics))
-        self.callbacks.call("on_evaluate", metrics=metrics)
+        with self.watchdog.unlimited("calling callbacks"):
+            self.callbacks.call("on_evaluate", metrics=metrics)
         name = self.args.saving.metric_for_best_model
         value = metrics.get(name, metrics.get(f"eval_{name}"))
         if value is None:
@@ -391,14 +396,29 @@ class Trainer:
         if described is not None:
             described.save_pretrained(str(path))
         self.task.save(path)
-        self._write_args(path)
+        write_args(path, self.args, self.run_dir or path)
 
-    def _save(self) -> None:
+    def _save(self, *, required: bool = True) -> None:
+        """Write a checkpoint; where that fails, go on without it unless it is required, since a later one may succeed."""
         started = time.monotonic()
+        assert self.run_dir is not None and self._report is not None
+        with self.watchdog.unlimited("saving a checkpoint"):
+            problem = self._save_or_say_why()
+            if not problem:
+                self._last_checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
+                self.callbacks.call("on_save")
+                self._report.plot()
+            elif required:
+                raise CheckpointError(problem, fix=f"free some space, then go on from {self._last_checkpoint or 'the start'}")
+            else:
+                self._say(f"warning: {problem}; training goes on, and the next save tries again")
+        self.progress.pause(time.monotonic() - started)
+
+    def _save_or_say_why(self) -> str:
         assert self.run_dir is not None
         generators = self.world.gather(capture_rng())
-        best_now = self.state.best_global_step == self.state.global_step and self.state.best_metric is not None
-        if best_now:
+        best_before, problem = self.state.best_model_checkpoint, ""
+        if self.state.best_global_step == self.state.global_step and self.state.best_metric is not None:
             self.state.best_model_checkpoint = str(self.run_dir / f"checkpoint-{self.state.global_step}")
         with evaluated_weights(self.optimizer):
             # In here, so that the state says which of its weights are in the file.
@@ -406,15 +426,17 @@ class Trainer:
             with self.engine.saving(self.model):
                 if self.world.is_main:
                     write = partial(self._write, generators=generators, optimizer_state=optimizer_state)
-                    self._say(f"saved {write_checkpoint(self.run_dir, self.state.global_step, write)}")
-        if self.world.is_main:
+                    try:
+                        self._say(f"saved {write_checkpoint(self.run_dir, self.state.global_step, write)}")
+                    except CheckpointError as error:
+                        problem = error.message
+        problem = self.world.broadcast(problem)
+        if problem:
+            self.state.best_model_checkpoint = best_before
+        elif self.world.is_main:
             best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
             rotate(self.run_dir, keep=self.args.saving.save_total_limit, best=best)
-        self.world.wait()
-        self._last_checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
-        self.callbacks.call("on_save")
-        self._plot()
-        self.progress.pause(time.monotonic() - started)
+        return problem
 
     def _write(self, folder: Path, generators: list[dict[str, Any]], optimizer_state: dict[str, Any]) -> None:
         self.save_model(folder)
@@ -429,14 +451,6 @@ class Trainer:
             (folder / STREAM).write_text(json.dumps(self.feed.state_dict()), encoding="utf-8")
         for rank, state in enumerate(generators):
             torch.save(state, folder / rng_file(rank))
-
-    def _write_args(self, folder: Path) -> None:
-        from importlib.metadata import version
-
-        assert self.run_dir is not None
-        values = {**self.args.flat(), "command": type(self.args).command, "swift_version": version("swift-core")}
-        values.update(output_dir=str(self.run_dir), add_version=False, resume_from_checkpoint=None)
-        (folder / ARGS_FILE).write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
 
     def _resume(self, folder: Path) -> None:
         with self.engine.restoring(self.model):
@@ -456,30 +470,16 @@ class Trainer:
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
-    def _plot(self) -> None:
-        if not self.world.is_main or self.run_dir is None:
-            return
-        from swift_core.train.plot import plot_run  # matplotlib takes half a second that no run should wait for at its start
-
-        plot_run(read_log(self.run_dir), self.run_dir / "images" / "loss.png", title=self.run_dir.name)
-
     def _finish(self) -> TrainOutput:
-        assert self.run_dir is not None
+        assert self.run_dir is not None and self._report is not None
         set_training(self.optimizer, False)
         self.methods.release()
         best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
         if self.args.saving.load_best_model_at_end and best is not None and best != self._last_checkpoint:
             with self.engine.restoring(self.model):
                 self.tuner.restore(self.model, best)
-        self._plot()
-        seconds = self.progress.elapsed
-        metrics = {
-            "train_loss": self.progress.run_loss_sum / max(self.progress.trained_tokens, 1),
-            "train_runtime": round(seconds, 2),
-            "tokens_per_second": round(self.progress.tokens / max(seconds, 1e-9), 2),
-            "samples_per_second": round(self.progress.samples / max(seconds, 1e-9), 3),
-            "memory_gib": round(peak_memory_gib(self.world.device), 3),
-        }
+        self._report.plot()
+        metrics = {**self.progress.totals(), "memory_gib": round(peak_memory_gib(self.world.device), 3)}
         return TrainOutput(self.run_dir, self._last_checkpoint, best, self.state.global_step, metrics)
 
     def _pad_token_id(self) -> int:
