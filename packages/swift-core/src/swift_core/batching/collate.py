@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from swift_core.batching.layout import Layout
 from swift_core.protocols import EncodedSample
@@ -87,6 +88,22 @@ class Batch:
     def masked(self) -> Batch:
         """Return the batch without any trained token: a rank that has no samples left runs it to stay in step with the others."""
         return replace(self, labels=torch.full_like(self.labels, IGNORED), origins=[])
+
+    def filled(self, tokens: int) -> Batch:
+        """Return a packed batch of so many tokens: what fills it is a sample of its own that nothing is trained of."""
+        more, layout = tokens - self.input_ids.shape[1], self.layout
+        if not more or layout is None:
+            return self
+        return replace(
+            self,
+            input_ids=F.pad(self.input_ids, (0, more)),
+            attention_mask=F.pad(self.attention_mask, (0, more)),
+            labels=F.pad(self.labels, (0, more), value=IGNORED),
+            loss_scale=None if self.loss_scale is None else F.pad(self.loss_scale, (0, more)),
+            positions=F.pad(self.position_ids, (0, more)),
+            segments=(*layout.lengths, more),
+            parents=(*layout.parents, -1) if layout.parents else (),
+        )
 
     def padded(self) -> Batch:
         """Return a packed batch as padded rows."""

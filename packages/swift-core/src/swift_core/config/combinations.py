@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from swift_core.config.parallel import FSDP_CONFIG, deepspeed_stage, modes_asked
+from swift_core.config.parallel import FSDP_CONFIG, MODE_FLAGS, deepspeed_stage, modes_asked
 from swift_core.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -24,14 +24,9 @@ MODES = {
 # Optimizers that treat each number by itself: a part of a matrix is enough for them.
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 
-_NOT_OFFERED = {
-    "sequence": Problem(
-        "--sequence_parallel_size",
-        "training does not offer it yet",
-        "spread the model with --fsdp full_shard, and add --gradient_checkpointing",
-    ),
-    "pipeline": Problem("--pipeline_parallel_size", "training does not offer it yet", "use --fsdp full_shard or --deepspeed zero3"),
-}
+# Modes that go together; all others stand alone. Each may have more processes than it needs: these share out the samples (DDP),
+# except for those of tensor parallel.
+TOGETHER: tuple[frozenset[str], ...] = (frozenset({"fsdp", "sequence"}), frozenset({"deepspeed", "sequence"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +51,49 @@ def _part(config: Any, section: str, name: str) -> Any:
 
 
 _SPLIT = "each process holds a part of a weight, and this needs whole ones"
+_TRIED = "it has been tried with full and lora only"
+_NO_PLACE = "the plan of the model has no place for adapters"
+_PACKED = "packed weights cannot be cut into parts"
+_FIXED = "what is trained may not change in a run"
+_NOISE = "processes that share a sample would draw different noise"
+_ROWS = "samples must lie side by side in a row to be cut"
+_ONE_LOSS = "it is made for next-token prediction"
 
 FEATURES: dict[str, Feature] = {
     "full": Feature("--tuner_type full", lambda config: _part(config, "tuner", "tuner_type") == "full", {}, ""),
     "lora": Feature("--tuner_type lora", lambda config: _part(config, "tuner", "tuner_type") == "lora",
-        {"tensor": "the plan of the model has no place for adapters"}, "use --fsdp full_shard, or --tuner_type full"),
+        {"tensor": _NO_PLACE}, "use --fsdp full_shard, or --tuner_type full"),
     "other_tuners": Feature(
         "--tuner_type", lambda config: _part(config, "tuner", "tuner_type") not in (None, "full", "lora"),
-        {"fsdp": "it has been tried with full and lora only", "deepspeed": "it has been tried with full and lora only",
-         "tensor": "the plan of the model has no place for adapters"}, "use --tuner_type lora, or plain DDP"),
+        {"fsdp": _TRIED, "deepspeed": _TRIED, "sequence": _TRIED, "pipeline": _TRIED, "tensor": _NO_PLACE},
+        "use --tuner_type lora, or plain DDP"),
+    "rlhf": Feature("swift rlhf", lambda config: type(config).command == "rlhf",
+        {"sequence": _ONE_LOSS, "pipeline": _ONE_LOSS}, "use --fsdp full_shard or --deepspeed zero3"),
+    "other_tasks": Feature("--task_type", lambda config: _part(config, "task", "task_type") not in (None, "causal_lm"),
+        {"sequence": _ONE_LOSS, "pipeline": _ONE_LOSS}, "use --fsdp full_shard or --deepspeed zero3"),
     "packing": Feature("--packing", lambda config: config.training.packing, {}, ""),
+    "padded_rows": Feature("--padding_free false", lambda config: config.training.padding_free is False,
+        {"sequence": _ROWS, "pipeline": _ROWS}, "remove it"),
     "streaming": Feature("--streaming", lambda config: bool(_part(config, "data", "streaming")), {}, ""),
     "bf16": Feature("--bf16", lambda config: bool(config.training.bf16),
-        {"tensor": "DTensors do not go through autocast"}, "load the weights in bfloat16: --torch_dtype bfloat16"),
+        {"tensor": "DTensors do not go through autocast", "pipeline": "what goes from stage to stage has the type of the weights"},
+        "load the weights in bfloat16: --torch_dtype bfloat16"),
     "gradient_checkpointing": Feature("--gradient_checkpointing", lambda config: bool(config.training.gradient_checkpointing), {}, ""),
     "quantised_base": Feature("--quant_method", lambda config: _part(config, "quantization", "quant_method") is not None,
-        {"fsdp": "packed weights cannot be cut into parts", "deepspeed": "packed weights cannot be cut into parts",
-         "tensor": "packed weights cannot be cut into parts"}, "use plain DDP, or a base that is not packed"),
+        {"fsdp": _PACKED, "deepspeed": _PACKED, "tensor": _PACKED, "pipeline": _PACKED},
+        "use plain DDP, or a base that is not packed"),
     "whole_matrix_optimizer": Feature("--optim", lambda config: config.optimization.optim not in ELEMENTWISE,
-        {"fsdp": _SPLIT, "deepspeed": _SPLIT, "tensor": _SPLIT}, f"one of {', '.join(ELEMENTWISE)}"),
+        {"fsdp": _SPLIT, "deepspeed": _SPLIT, "tensor": _SPLIT, "pipeline": "it has been tried with these only"},
+        f"one of {', '.join(ELEMENTWISE)}"),
     "lisa": Feature("--lisa_activated_layers", lambda config: bool(_part(config, "memory", "lisa_activated_layers")),
-        {"fsdp": "what is trained may not change in a run", "deepspeed": "what is trained may not change in a run",
-         "tensor": "what is trained may not change in a run"}, "remove it"),
+        {"fsdp": _FIXED, "deepspeed": _FIXED, "tensor": _FIXED, "pipeline": _FIXED}, "remove it"),
     "fused_layers": Feature("--fuse_layers", lambda config: config.training.fuse_layers is True,
-        {"fsdp": _SPLIT, "deepspeed": _SPLIT, "tensor": _SPLIT}, "remove it"),
-    "liger": Feature("--use_liger_kernel", lambda config: config.training.use_liger_kernel, {"tensor": _SPLIT}, "remove it"),
+        {"fsdp": _SPLIT, "deepspeed": _SPLIT, "tensor": _SPLIT, "sequence": "processes that share rows run the model's own layers",
+         "pipeline": "each process holds some of the layers"}, "remove it"),
+    "liger": Feature("--use_liger_kernel", lambda config: config.training.use_liger_kernel,
+        {"tensor": _SPLIT, "pipeline": "each process holds some of the layers"}, "remove it"),
     "neftune": Feature("--neftune_noise_alpha", lambda config: config.training.neftune_noise_alpha is not None,
-        {"tensor": "processes that share a sample would draw different noise"}, "remove it"),
+        {"tensor": _NOISE, "sequence": _NOISE, "pipeline": _NOISE}, "remove it"),
     "best_at_end": Feature("--load_best_model_at_end", lambda config: config.saving.load_best_model_at_end, {}, ""),
 }  # fmt: skip
 
@@ -90,13 +101,11 @@ FEATURES: dict[str, Feature] = {
 def parallel_problems(config: TrainingConfig) -> list[Problem]:
     """Return what does not go together, each with its remedy."""
     asked = modes_asked(config)
-    if len(asked) > 1:
+    if len(asked) > 1 and frozenset(asked) not in TOGETHER:
         flags = list(asked.values())
         return [Problem(flags[1], f"does not go with {flags[0]}", "keep one of them")]
     problems = _own_problems(config)
     for mode, flag in asked.items():
-        if mode in _NOT_OFFERED:
-            return [_NOT_OFFERED[mode]]
         for feature in FEATURES.values():
             why = feature.refused.get(mode)
             if why is not None and feature.used(config):
@@ -110,12 +119,21 @@ def check_processes(config: TrainingConfig, processes: int) -> None:
     Raises:
         ConfigError: when there are too few or too many.
     """
+    section = config.parallel
+    sizes = {
+        "tensor": section.tensor_parallel_size,
+        "sequence": section.sequence_parallel_size,
+        "pipeline": section.pipeline_parallel_size,
+    }
     for mode, flag in modes_asked(config).items():
-        size = config.parallel.tensor_parallel_size
+        size = sizes.get(mode, 1)
         if processes < 2:
-            raise ConfigError([Problem(flag, "needs more than one process", "start with NPROC_PER_NODE=2 swift ..., or torchrun")])
-        if mode == "tensor" and processes != size:
-            fix = f"start {size}, or --tensor_parallel_size {processes}"
+            raise ConfigError(
+                [Problem(flag, "needs more than one process", f"start with NPROC_PER_NODE={max(size, 2)} swift ..., or torchrun")]
+            )
+        # The plan of tensor parallel takes all processes; groups of the others share out the samples.
+        if processes % size or (mode == "tensor" and processes != size):
+            fix = f"start {size}, or {flag} {processes}" if mode == "tensor" else f"start {size} or a multiple of it"
             raise ConfigError([Problem(f"{flag} {size}", f"there are {processes} processes", fix)])
 
 
@@ -140,18 +158,34 @@ def _own_problems(config: TrainingConfig) -> list[Problem]:
     if section.deepspeed is not None and stage not in (1, 2, 3):
         fix = "--deepspeed zero2, or leave --deepspeed out for DDP"
         problems.append(Problem(f"--deepspeed {section.deepspeed}", f"ZeRO stage {stage} spreads nothing", fix))
+    if section.sequence_parallel_mode is not None and section.sequence_parallel_size == 1:
+        fix = "add --sequence_parallel_size 2, or remove it"
+        problems.append(Problem("--sequence_parallel_mode", "does nothing while each process has rows of its own", fix))
+    if section.pipeline_parallel_schedule != "1f1b" and section.pipeline_parallel_size == 1:
+        fix = "add --pipeline_parallel_size 2, or remove it"
+        problems.append(Problem("--pipeline_parallel_schedule", "does nothing while each process holds all layers", fix))
     if section.zero_hpz_partition_size is not None and stage != 3:
         problems.append(Problem("--zero_hpz_partition_size", "only acts in ZeRO 3", "add --deepspeed zero3, or remove it"))
     return problems
 
 
 def table() -> list[dict[str, str]]:
-    """Return the table as rows: one for each feature, a column for each mode with `yes` or why not."""
+    """Return the table as rows: one for each mode and feature, a column for each mode with `yes` or why not."""
     rows: list[dict[str, str]] = []
+    for other in MODES:
+        rows.append({"with": other, "flag": MODE_FLAGS[other], **{mode: _pair(other, mode) for mode in MODES}})
     for name, feature in FEATURES.items():
-        cells = {mode: "no: not offered" if mode in _NOT_OFFERED else _cell(feature, mode) for mode in MODES}
-        rows.append({"with": name, "flag": feature.flag, **cells})
+        rows.append({"with": name, "flag": feature.flag, **{mode: _cell(feature, mode) for mode in MODES}})
     return rows
+
+
+def _pair(one: str, other: str) -> str:
+    if one == other or frozenset({one, other}) in TOGETHER:
+        return "yes"
+    if "ddp" in (one, other):
+        alone = "tensor" in (one, other)
+        return "no: all processes share the same samples" if alone else "yes"
+    return "no: they spread the same thing in two ways, or have not been tried together"
 
 
 def _cell(feature: Feature, mode: str) -> str:

@@ -37,6 +37,17 @@ DEEPSPEED_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# The flag that asks for each mode; several processes without any of them are DDP.
+MODE_FLAGS = {
+    "ddp": "NPROC_PER_NODE",
+    "fsdp": "--fsdp",
+    "deepspeed": "--deepspeed",
+    "tensor": "--tensor_parallel_size",
+    "sequence": "--sequence_parallel_size",
+    "pipeline": "--pipeline_parallel_size",
+}
+
+
 class ParallelSection(Section):
     """Parallel options."""
 
@@ -55,8 +66,16 @@ class ParallelSection(Section):
         None, "DeepSpeed ZeRO 3: processes over which a second copy of the weights is spread (ZeRO++), mostly those of one machine", ge=1
     )
     tensor_parallel_size: int = option(1, "processes that share each matrix of the model, by the plan that transformers has for it", ge=1)
-    sequence_parallel_size: int = option(1, "processes that share the tokens of each sample", ge=1)
+    sequence_parallel_size: int = option(1, "processes that share the tokens of each row, for texts that one device cannot hold", ge=1)
+    sequence_parallel_mode: Literal["ulysses", "ring"] | None = option(
+        None,
+        "how attention looks past its process: ulysses deals out the heads, ring sends keys and values around, for any number of "
+        "processes; default: ulysses where the heads can be dealt out",
+    )
     pipeline_parallel_size: int = option(1, "processes that hold successive layers of the model", ge=1)
+    pipeline_parallel_schedule: Literal["1f1b", "gpipe"] = option(
+        "1f1b", "order of the micro-batches: one forward, one backward, which keeps fewer activations; or all forward, then all backward"
+    )
 
     @field_validator("fsdp", mode="before")
     @classmethod
@@ -74,21 +93,26 @@ class ParallelSection(Section):
 
 
 def mode_of(config: TrainingConfig) -> str:
-    """Return what spreads the run: `fsdp`, `deepspeed`, `tensor`, `sequence`, `pipeline`, or `ddp` for one process and plain DDP."""
-    return next(iter(modes_asked(config)), "ddp")
+    """Return what spreads weights: `fsdp`, `deepspeed`, `tensor`, `pipeline`, or `ddp` for one process and plain DDP."""
+    return next((mode for mode in modes_asked(config) if mode != "sequence"), "ddp")
+
+
+def processes_for_a_sample(section: ParallelSection) -> int:
+    """Return how many successive processes work on the same samples."""
+    return section.tensor_parallel_size * section.sequence_parallel_size * section.pipeline_parallel_size
 
 
 def modes_asked(config: TrainingConfig) -> dict[str, str]:
     """Return mode -> the flag that asks for it."""
     section = config.parallel
-    asked = {
-        "fsdp": ("--fsdp", bool(section.fsdp)),
-        "deepspeed": ("--deepspeed", section.deepspeed is not None),
-        "tensor": ("--tensor_parallel_size", section.tensor_parallel_size > 1),
-        "sequence": ("--sequence_parallel_size", section.sequence_parallel_size > 1),
-        "pipeline": ("--pipeline_parallel_size", section.pipeline_parallel_size > 1),
+    wanted = {
+        "fsdp": bool(section.fsdp),
+        "deepspeed": section.deepspeed is not None,
+        "tensor": section.tensor_parallel_size > 1,
+        "sequence": section.sequence_parallel_size > 1,
+        "pipeline": section.pipeline_parallel_size > 1,
     }
-    return {mode: flag for mode, (flag, wanted) in asked.items() if wanted}
+    return {mode: MODE_FLAGS[mode] for mode in wanted if wanted[mode]}
 
 
 def deepspeed_settings(section: ParallelSection, *, micro_batch: int, clipping: float, bf16: bool) -> dict[str, Any]:

@@ -44,6 +44,11 @@ def packed(layout: Layout | None, labels: torch.Tensor | None = None) -> Iterato
         _labels.reset(other)
 
 
+def current_layout() -> Layout | None:
+    """Return which tokens of the row of the running forward pass see which, None where rows are not packed."""
+    return _layout.get()
+
+
 def current_segments() -> tuple[int, ...] | None:
     """Return the lengths of the samples in the row of the running forward pass, None where rows are not packed."""
     layout = _layout.get()

@@ -15,6 +15,8 @@ from swift_core.errors import ModelError
 from swift_core.scoring.attention import NAME, SAMPLEWISE, packed, set_text_attention, text_attention
 from swift_core.scoring.head import chunked_cross_entropy, count_correct
 from swift_core.scoring.linear_head import linear_cross_entropy, linear_logps, plain_weight
+from swift_core.scoring.predictions import Predictions, as_they_are
+from swift_core.scoring.sequence import SequenceShare, share_of
 from swift_core.scoring.token_logps import TokenLogps, chunked_logps
 
 logger = logging.getLogger(__name__)
@@ -56,30 +58,38 @@ class Scorer:
         fetched = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
         self._split: bool | None = False if plain or fetched else None
         self._packs: bool | None = False if plain else None
+        self._share: SequenceShare | None = share_of(self._causal_lm())
 
     def __call__(self, batch: Batch, *, with_correct: bool = False) -> Scores:
         """Score a batch; tokens labelled -100 are left out.
 
         Raises:
-            ModelError: when the model yields no logits.
+            ModelError: when the model yields no logits, or its rows cannot be shared by processes that are to share them.
         """
-        self._choose(batch)
-        if batch.segments is not None and not self._packs:
-            batch = batch.padded()
-        targets = batch.labels[:, 1:]
+        batch = self._laid_out(batch)
+        # What each token predicts; where processes share a row, what each token of this one's part predicts.
+        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
+        scale = None if batch.loss_scale is None else F.pad(batch.loss_scale[:, 1:], (0, 1))
+        if self._share is not None:
+            targets, scale = self._share.part(targets, IGNORED), None if scale is None else self._share.part(scale)
         rows = targets != IGNORED
-        count = int(rows.sum())
-        weights = None if batch.loss_scale is None else batch.loss_scale[:, 1:][rows]
+        wanted, weights = targets[rows], None if scale is None else scale[rows]
+        correct = None
         if self._split:
-            hidden = self._hidden(batch)[:, :-1][rows]
+            hidden = self._hidden(batch)[rows]
             # No row: the sum is 0 with a gradient of 0 to every parameter, which ranks need to stay in step with one another.
-            loss = self._cross_entropy(hidden, targets[rows], weights)
-            correct = count_correct(hidden, targets[rows], self._logits) if with_correct else None
-            return Scores(loss, count, correct)
-        logits = self._own_logits(batch)[:, :-1][rows].float()
-        losses = F.cross_entropy(logits, targets[rows], reduction="none")
-        loss = (losses if weights is None else losses * weights).sum() if count else logits.sum() * 0
-        return Scores(loss, count, (logits.argmax(-1) == targets[rows]).sum() if with_correct else None)
+            loss = self._cross_entropy(hidden, wanted, weights)
+            if with_correct:
+                correct = count_correct(hidden, wanted, self._logits)
+        else:
+            logits = self._own_logits(batch)[rows].float()
+            losses = F.cross_entropy(logits, wanted, reduction="none")
+            loss = (losses if weights is None else losses * weights).sum() if len(wanted) else logits.sum() * 0
+            if with_correct:
+                correct = (logits.argmax(-1) == wanted).sum()
+        if self._share is not None:
+            loss, correct = self._share.total(loss), None if correct is None else self._share.total(correct)
+        return Scores(loss, batch.trained_tokens, correct)
 
     def logps(self, batch: Batch, *, temperature: float = 1.0, entropy: bool = False) -> TokenLogps:
         """Return the log-probability of each labelled token, row by row or segment by segment.
@@ -93,23 +103,53 @@ class Scorer:
             entropy: whether to return the entropy of each distribution as well, without gradient.
 
         Raises:
-            ModelError: when the model yields no logits.
+            ModelError: when the model yields no logits, or its rows cannot be shared by processes that are to share them.
         """
-        self._choose(batch)
-        if batch.segments is not None and not self._packs:
-            batch = batch.padded()
-        at = (batch.labels != IGNORED).nonzero(as_tuple=True)
-        targets = batch.labels[at]
-        layout = batch.layout
-        before = at[1] - 1 if layout is None else torch.tensor(layout.predecessors(), device=at[1].device)[at[1]]
-        if not self._split:
-            logits = self._own_logits(batch)[at[0], before]
-            return chunked_logps(logits, targets, lambda rows: rows, temperature=temperature, entropy=entropy)
-        hidden = self._hidden(batch)[at[0], before]
-        weight = self._plain_weight(hidden)
+        batch = self._laid_out(batch)
+        rows, before, targets = _places(batch)
+        if self._share is None:
+            return self.logps_of(self._predictions(batch, rows, before, targets), temperature=temperature, entropy=entropy)
+        mine, there = self._share.own(before, batch.input_ids.shape[1])
+        part = self._predictions(batch, rows[mine], there, targets[mine])
+        found = self.logps_of(part, temperature=temperature, entropy=entropy)
+        entropies = None if found.entropies is None else self._share.spread(found.entropies, mine)
+        return TokenLogps(self._share.spread(found.logps, mine), entropies)
+
+    def predictions(self, batch: Batch) -> Predictions:
+        """Return what each labelled token is predicted from, in the order of `logps`, for losses that use it more than once.
+
+        Raises:
+            ModelError: when the model yields no logits, or processes share its rows.
+        """
+        batch = self._laid_out(batch)
+        if self._share is not None:
+            raise ModelError("--sequence_parallel_size: this loss looks at whole rows", fix="remove it")
+        return self._predictions(batch, *_places(batch))
+
+    def logps_of(self, found: Predictions, *, temperature: float = 1.0, entropy: bool = False) -> TokenLogps:
+        """Return the log-probability of each token from its predictions; the arguments are those of `logps`."""
+        weight = self._plain_weight(found.states) if found.hidden else None
         if weight is not None and not entropy:
-            return TokenLogps(linear_logps(hidden if temperature == 1 else hidden / temperature, targets, weight))
-        return chunked_logps(hidden, targets, self._logits, temperature=temperature, entropy=entropy)
+            return TokenLogps(linear_logps(found.states if temperature == 1 else found.states / temperature, found.targets, weight))
+        return chunked_logps(found.states, found.targets, found.head, temperature=temperature, entropy=entropy)
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """Return the last hidden state before each labelled token, `[tokens, dim]`, of a model with any head or none.
+
+        Raises:
+            ModelError: when the model does not show its hidden states.
+        """
+        if _has_virtual_tokens(self.model) or hasattr(self._causal_lm(), "media_adapter"):
+            raise ModelError(f"{type(self._causal_lm()).__name__} does not show its hidden states", fix="use a model of plain text")
+        self._choose_layout(batch)
+        batch = batch if self._packs or batch.segments is None else batch.padded()
+        rows, before, _ = _places(batch)
+        return self._hidden(batch)[rows, before]
+
+    def _predictions(self, batch: Batch, rows: torch.Tensor, before: torch.Tensor, targets: torch.Tensor) -> Predictions:
+        if not self._split:
+            return Predictions(self._own_logits(batch)[rows, before], targets, as_they_are)
+        return Predictions(self._hidden(batch)[rows, before], targets, self._logits, self._head_parameters(), hidden=True)
 
     def causal_lm(self) -> Any:
         """Return the language model inside the wrappers of adapters, whose layers stay in it."""
@@ -121,9 +161,21 @@ class Scorer:
 
     # ---- choosing the path -----------------------------------------------------------------------------------------
 
+    def _laid_out(self, batch: Batch) -> Batch:
+        """Return a batch as the model can run it."""
+        self._choose(batch)
+        packs = batch.segments is not None and self._packs
+        if self._share is not None and (not packs or batch.model_inputs):
+            what = "it has media" if batch.model_inputs else "samples cannot run side by side in it without padding"
+            raise ModelError(f"--sequence_parallel_size: processes cannot share a row of this model: {what}", fix="remove it")
+        return batch if packs or batch.segments is None else batch.padded()
+
     def _choose(self, batch: Batch) -> None:
         if self._split is None:
             self._split = self._holds("running the head on trained rows alone", self._split_differs, _first_row(batch))
+        self._choose_layout(batch)
+
+    def _choose_layout(self, batch: Batch) -> None:
         if batch.segments is not None and self._packs is None:
             self._packs = self._holds("running samples side by side without padding", self._packing_differs, batch)
 
@@ -158,6 +210,8 @@ class Scorer:
         if not own:
             set_text_attention(model, NAME)
         together = self._hidden(_row(torch.cat([one, two]), (len(one), len(two))))
+        if self._share is not None:
+            together = self._share.whole(together, len(tokens))
         reason = _difference(together, torch.cat(alone, dim=1))
         if reason is not None:
             set_text_attention(model, before)
@@ -169,7 +223,12 @@ class Scorer:
         # PEFT wraps the model; its layers are inside the same modules, so the inner model runs them.
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # pyright: ignore[reportCallIssue]
 
+    def _shared(self, batch: Batch) -> Batch:
+        """Return what of a batch this process puts through the model: all of it, or its part of a packed row."""
+        return batch if self._share is None or batch.segments is None else self._share.batch(batch)
+
     def _hidden(self, batch: Batch) -> torch.Tensor:
+        batch = self._shared(batch)
         with packed(batch.layout, batch.labels):
             return self._causal_lm().base_model(**_inputs(batch), use_cache=False).last_hidden_state
 
@@ -205,6 +264,7 @@ class Scorer:
         return list(self._causal_lm().get_output_embeddings().parameters())
 
     def _own_logits(self, batch: Batch) -> torch.Tensor:
+        batch = self._shared(batch)
         with packed(batch.layout, batch.labels):
             output = self.model(**_inputs(batch), use_cache=False)
         if getattr(output, "logits", None) is None:
@@ -221,6 +281,14 @@ def _inputs(batch: Batch) -> dict[str, Any]:
     if batch.segments is not None:
         return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **(batch.model_inputs or {})}
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **(batch.model_inputs or {})}
+
+
+def _places(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return row, place of the token before, and the token itself, of each labelled token."""
+    rows, at = (batch.labels != IGNORED).nonzero(as_tuple=True)
+    layout = batch.layout
+    before = at - 1 if layout is None else torch.tensor(layout.predecessors(), device=at.device)[at]
+    return rows, before, batch.labels[rows, at]
 
 
 def _row(tokens: torch.Tensor, segments: tuple[int, ...] | None = None) -> Batch:

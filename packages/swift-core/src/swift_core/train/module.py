@@ -24,18 +24,18 @@ class LossModule(nn.Module):
 
     def __init__(self, model: nn.Module, task: Task, activations: Callable[[], AbstractContextManager[Any]] = no_offloading) -> None:
         super().__init__()
-        self._activations = activations
+        self.activations = activations
         self.model = model
-        self._task = task
+        self.task = task
 
     def forward(self, batch: Any, *, measure: bool = False) -> Any:
         """Return the summed loss of a batch, scalar; or what `measure` returns, where weights come together in forward calls only."""
         if measure:
             return self.measure(batch)
-        with self._activations():
-            return self._task.loss(self.model, batch)
+        with self.activations():
+            return self.task.loss(self.model, batch)
 
     def measure(self, batch: Any) -> Any:
         """Return what the task's metrics need of an evaluation batch."""
         with torch.no_grad():
-            return self._task.measure(self.model, batch)
+            return self.task.measure(self.model, batch)

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import KwargsHandler, broadcast_object_list
 
 from swift_core.config.combinations import check_processes
-from swift_core.config.parallel import mode_of
+from swift_core.config.parallel import mode_of, processes_for_a_sample
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import LaunchError
 
@@ -131,7 +131,7 @@ def make_world(args: TrainingConfig) -> World:
         timeout = datetime.timedelta(seconds=launch.ddp_timeout)
         handlers.append(InitProcessGroupKwargs(backend=backend_of(device, launch.ddp_backend), timeout=timeout))
     # Engines that spread weights have a number type of their own; autocast on top would round twice.
-    precision = "bf16" if bf16 and mode in ("ddp", "sequence") else "no"
+    precision = "bf16" if bf16 and mode == "ddp" else "no"
     # Accelerate remembers the settings of a run before this one in the same process, and would go by them without a word.
     AcceleratorState._reset_state()
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
@@ -146,4 +146,4 @@ def make_world(args: TrainingConfig) -> World:
             f"{expected} processes were started but {accelerator.num_processes} joined",
             fix="start with NPROC_PER_NODE=N swift ..., or torchrun",
         )
-    return World(accelerator, sharing=args.parallel.tensor_parallel_size if mode == "tensor" else 1)
+    return World(accelerator, sharing=processes_for_a_sample(args.parallel))

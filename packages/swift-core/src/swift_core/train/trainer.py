@@ -35,7 +35,7 @@ from swift_core.train.progress import Progress
 from swift_core.train.report import LOG_FILE, Report, duration, peak_memory_gib
 from swift_core.train.resuming import read_progress, restore_counters, restore_generators, write_progress
 from swift_core.train.rundir import RunLock, find_resume_checkpoint, new_run_dir, write_args
-from swift_core.train.sharding.choose import make_engine
+from swift_core.train.sharding.choose import make_engine, spread
 from swift_core.train.signals import StopSignals
 from swift_core.train.state import STATE, capture_rng, load_optimization, rng_file, save_optimization
 from swift_core.train.task import ActsInSteps, CausalLm, KeepsState, LogsValues, Task
@@ -106,7 +106,7 @@ class Trainer:
             # Some vision towers have layers that their output does not pass; ranks must not wait for their gradient.
             self.world.accelerator.ddp_handler.find_unused_parameters = True
         module = LossModule(self.model, self.task, self.methods.activations)
-        self.engine.shard(module)
+        spread(self.engine, module, args)
         self.optimizer = make_optimizer(
             self.model,
             args.optimization,
@@ -238,20 +238,13 @@ class Trainer:
     def _step(self, batches: StepBatches) -> tuple[float, int]:
         """Do one optimizer step; returns the gradient norm and the stop signal that any rank has received."""
         engine = self.engine
-        losses: list[float] = []
         if isinstance(self.task, ActsInSteps):
             with self.world.accelerator.autocast():
                 self.task.begin_step(self.model, batches.micros)
-        for number, batch in enumerate(batches.micros):
-            last = number == len(batches.micros) - 1
-            with engine.accumulating(self.module, last=last):
-                self.watchdog.beat("computing a loss")
-                loss = self.module(batch.to(self.world.device))
-                self.watchdog.beat("computing gradients", waits=True)
-                self.progress.slots(*occupancy(batch))
-                # Ranks average their gradients; the loss is a mean over the trained tokens of all of them.
-                engine.backward(loss * (self.world.data_size / max(batches.trained_tokens, 1)))
-            losses.append(float(loss.detach()))
+        # Ranks average their gradients; the loss is a mean over the trained tokens of all of them.
+        losses = engine.run(self.module, batches.micros, self.world.data_size / max(batches.trained_tokens, 1), self.watchdog.beat)
+        for batch in batches.micros:
+            self.progress.slots(*occupancy(batch))
         # Ranks that share their samples count once.
         loss_sum, *votes = self.world.sum(sum(losses) * self.world.data_size / self.world.size, *self.signals.votes())
         if not math.isfinite(loss_sum):

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
 from swift_core.train.module import LossModule
 from swift_core.train.parallel import World
+
+
+class Beat(Protocol):
+    """Takes note that this rank is alive."""
+
+    def __call__(self, doing: str, *, waits: bool = False) -> None:
+        """Note what it does now, and whether it may have to wait for other ranks in it."""
+        ...
 
 
 class Engine:
@@ -36,6 +44,28 @@ class Engine:
     def wrap(self, module: LossModule, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return what is called in training, once the optimizer is there."""
         return self.world.accelerator.prepare_model(module)
+
+    def run(self, module: nn.Module, micros: Sequence[Any], scale: float, beat: Beat) -> list[float]:
+        """Compute the gradients of an optimizer step.
+
+        Args:
+            module: what `wrap` returned.
+            micros: this rank's micro-batches.
+            scale: factor of their summed losses.
+            beat: told what this rank does, and whether it may have to wait for others in it.
+
+        Returns:
+            the summed loss of each micro-batch.
+        """
+        losses: list[float] = []
+        for number, batch in enumerate(micros):
+            with self.accumulating(module, last=number == len(micros) - 1):
+                beat("computing a loss", waits=self.in_step)
+                loss = module(batch.to(self.world.device))
+                beat("computing gradients", waits=True)
+                self.backward(loss * scale)
+            losses.append(float(loss.detach()))
+        return losses
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Return the context of a micro-batch; ranks exchange gradients at the last one of a step."""
