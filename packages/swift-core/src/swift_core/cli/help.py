@@ -42,6 +42,7 @@ def render_help(kind: type[CommandConfig], summary: str, *, everything: bool) ->
 _COMMON = (
     ("--print_config [yaml|json]", "print the resolved settings and where each came from, then exit"),
     ("--dry_run", "prepare everything, show samples and the plan, train nothing (training commands)"),
+    ("--debug", "show where in the code an error comes from"),
     ("--help, --help_all", "the basic options, or all of them"),
 )
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from swift_core.errors import RegistryError, SwiftError
+from swift_core.launch.bonds import EXIT_FILE, end_with_parent, record_exit
 
 _GROUPS = ("Training", "Alignment", "Adapters", "Inference", "Evaluation", "Export", "Web", "Data and models", "Setup")
 
@@ -15,6 +16,19 @@ _GROUPS = ("Training", "Alignment", "Adapters", "Inference", "Evaluation", "Expo
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in words:
+        words.remove("--debug")
+        os.environ["SWIFT_DEBUG"] = "1"  # workers inherit it
+    exit_file = os.environ.pop(EXIT_FILE, None)  # commands that a worker starts are no workers
+    if exit_file is None:
+        return _run(words)
+    end_with_parent()
+    code = _run(words)
+    record_exit(exit_file, code)
+    return code
+
+
+def _run(words: list[str]) -> int:
     try:
         return _dispatch(words)
     except SwiftError as error:

@@ -12,7 +12,8 @@ from swift_core.config.fields import section_settings
 from swift_core.config.files import read_config_file
 from swift_core.config.load import config_files, understand
 from swift_core.config.sections import LaunchSection
-from swift_core.errors import ConfigError, Problem
+from swift_core.config.training import TrainingConfig
+from swift_core.errors import ConfigError, Problem, SwiftError
 from swift_core.plugins import load_plugin_files
 
 C = TypeVar("C", bound=CommandConfig)
@@ -60,7 +61,15 @@ def run_config_command(
         if dry_run is None:
             raise ConfigError([Problem("--dry_run", f"`swift {kind.command}` has no dry run", "use --print_config to check the settings")])
         return dry_run(config) or 0
-    return target(config) or 0
+    try:
+        return target(config) or 0
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, SwiftError) or "torch" not in sys.modules or not isinstance(config, TrainingConfig):
+            raise
+        from swift_core.train.exhausted import explained_failures
+
+        with explained_failures(config):
+            raise
 
 
 def _plugin_files(argv: Sequence[str]) -> list[str]:

@@ -7,10 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 from swift_core.errors import LaunchError
+from swift_core.launch.bonds import EXIT_FILE, end_with_parent, recorded_exit
 
 
 def relaunch_if_distributed(words: Sequence[str], environment: Mapping[str, str] | None = None) -> int | None:
@@ -67,21 +70,30 @@ def _free_port() -> int:
 
 
 def _run(command: Sequence[str], env: Mapping[str, str]) -> int:
-    process = subprocess.Popen(command, env=dict(env))
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**env, EXIT_FILE: str(Path(folder) / "exit_code")}
+        # In a session of its own: what a terminal sends to all its processes would reach the workers twice.
+        process = subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=end_with_parent)
+        received: list[int] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        # A terminal sends SIGINT to the workers by itself; SIGTERM reaches this process alone.
-        received.append(number)
-        if number == signal.SIGTERM:
-            process.send_signal(number)
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            if len(received) == 1:
+                process.send_signal(number)
+            else:
+                process.kill()  # the workers are told that it is gone, and take that as the second signal
 
-    received: list[int] = []
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if received and code != 0:
-        return 128 + received[0]
-    return code if code >= 0 else 128 - code
+        previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, forward)
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if code == 0:
+            return 0
+        recorded = recorded_exit(env)
+        if recorded is not None:
+            return recorded
+        return 128 + received[0] if received else code if code > 0 else 128 - code

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from swift_core.config.training import SftConfig, TrainingConfig
-from swift_core.errors import LaunchError, OutOfMemory
+from swift_core.errors import LaunchError, OutOfMemory, SwiftError
 from swift_core.train.dealing import CPU_TOKENS
 
 _GIB = 2**30
@@ -32,6 +32,8 @@ def explained_failures(
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if isinstance(error, SwiftError):
+            raise
         if is_out_of_memory(error):
             table = memory_table(model, optimizer, device or torch.device("cpu"))
             raise OutOfMemory("\n".join([f"out of memory: {_first_line(error)}", *table]), fix=", or ".join(ways_out(args))) from error
