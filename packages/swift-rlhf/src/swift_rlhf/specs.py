@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from swift_core.specs import CommandSpec, DatasetSpec, RewardSpec, TaskSpec
+from swift_core.specs import CommandSpec, DatasetSpec, EnvironmentSpec, RewardSpec, SchedulerSpec, TaskSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class RlhfSpec(TaskSpec):
         loss_types: values of `--loss_type`, the default first.
         several_losses: whether several of them can be added up.
         online: whether it trains on answers that the model writes during the run.
+        best_metric: what names the best checkpoint where `--metric_for_best_model` does not.
         check: `module:function` that takes the config and returns the problems of its settings.
         dry_run: `module:function` that `--dry_run` calls with the config.
         loads_as: settings for later commands, such as the kind of head, written into every checkpoint.
@@ -29,6 +30,7 @@ class RlhfSpec(TaskSpec):
     loss_types: tuple[str, ...] = ()
     several_losses: bool = False
     online: bool = False
+    best_metric: str = "eval_loss"
     check: str | None = None
     dry_run: str | None = None
     loads_as: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -71,8 +73,9 @@ TASKS = (
         name="grpo",
         summary="answers of the model itself, better ones made likelier than worse ones to the same prompt",
         target="swift_rlhf.grpo.run:train",
-        sections=("sampling", "rewarding", "grpo"),
+        sections=("sampling", "rewarding", "turns", "service", "grpo", "chord"),
         beta=0.04,
+        best_metric="eval_reward",
         loss_types=(*("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "luspo", "cispo", "sapo", "vespo", "fipo", "gmpo", "real"),),
         online=True,
         check="swift_rlhf.config.grpo:grpo_problems",
@@ -86,6 +89,16 @@ TASKS = (
         online=True,
         check="swift_rlhf.config.ppo:ppo_problems",
         dry_run="swift_rlhf.ppo.run:show",
+    ),
+    RlhfSpec(
+        name="gkd",
+        summary="the next-token distributions of a teacher, on answers of the model itself and on those of the data",
+        target="swift_rlhf.gkd.run:train",
+        sections=("sampling", "gkd", "judged"),
+        beta=0.5,
+        online=True,
+        check="swift_rlhf.config.gkd:gkd_problems",
+        dry_run="swift_rlhf.gkd.run:show",
     ),
     _judged(
         "dpo",
@@ -162,6 +175,11 @@ REWARDS = (
         target="swift_rlhf.rewards.length:SoftOverlong",
     ),
     RewardSpec(
+        name="environment",
+        summary="what the environment of --gym_env gave in all turns together",
+        target="swift_rlhf.rewards.environment:environment",
+    ),
+    RewardSpec(
         name="judge",
         summary="score from 0 to 1 by a language model behind an OpenAI-compatible endpoint",
         target="swift_rlhf.rewards.judge:Judge",
@@ -173,6 +191,32 @@ REWARDS = (
         requires=("reasoning_gym",),
         install="swift-rlhf[reasoning-gym]",
         process=True,
+    ),
+)
+
+SCHEDULERS = (
+    SchedulerSpec(
+        name="tools",
+        summary="runs the tools of --tools that the model calls, until it answers without a call",
+        target="swift_rlhf.rollout.schedulers:ToolCalling",
+    ),
+    SchedulerSpec(
+        name="gym",
+        summary="lets the model act in the environment of --gym_env; its rewards are the reward `environment`",
+        target="swift_rlhf.rollout.gym:GymScheduler",
+    ),
+    SchedulerSpec(
+        name="retry",
+        summary="asks for another try when the number of the answer is not that of the column `solution`",
+        target="swift_rlhf.rollout.retry:Retry",
+    ),
+)
+
+ENVIRONMENTS = (
+    EnvironmentSpec(
+        name="number_guessing",
+        summary="a hidden number from 1 to `highest`, found by guesses that are answered with higher or lower; to try things out",
+        target="swift_rlhf.rollout.guessing:NumberGuessing",
     ),
 )
 

@@ -9,6 +9,8 @@ from swift_core.config.training import SftConfig
 from swift_core.errors import Problem
 
 from swift_rlhf.config.algorithm import algorithm_of, algorithm_problems, fill_algorithm
+from swift_rlhf.config.chord import ChordSection
+from swift_rlhf.config.gkd import GkdSection
 from swift_rlhf.config.grpo import GrpoSection
 from swift_rlhf.config.ppo import PpoSection
 from swift_rlhf.config.preference import (
@@ -22,7 +24,9 @@ from swift_rlhf.config.preference import (
 )
 from swift_rlhf.config.rewarding import RewardingSection
 from swift_rlhf.config.sampling import SamplingSection
+from swift_rlhf.config.service import ServiceSection
 from swift_rlhf.config.shared import RlhfSection
+from swift_rlhf.config.turns import TurnsSection
 from swift_rlhf.specs import RlhfSpec
 
 
@@ -38,8 +42,12 @@ class RlhfConfig(SftConfig):
     task: RlhfSection = Field(default_factory=RlhfSection)  # pyright: ignore[reportIncompatibleVariableOverride]
     sampling: SamplingSection = Field(default_factory=SamplingSection)
     rewarding: RewardingSection = Field(default_factory=RewardingSection)
+    turns: TurnsSection = Field(default_factory=TurnsSection)
+    service: ServiceSection = Field(default_factory=ServiceSection)
     grpo: GrpoSection = Field(default_factory=GrpoSection)
+    chord: ChordSection = Field(default_factory=ChordSection)
     ppo: PpoSection = Field(default_factory=PpoSection)
+    gkd: GkdSection = Field(default_factory=GkdSection)
     judged: JudgedSection = Field(default_factory=JudgedSection)
     reference: ReferenceSection = Field(default_factory=ReferenceSection)
     pairs: PairSection = Field(default_factory=PairSection)

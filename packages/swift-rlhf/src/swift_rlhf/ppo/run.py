@@ -34,10 +34,10 @@ from swift_rlhf.preference.scoring import silence_dropout
 from swift_rlhf.rewards.asked import reward_pool
 from swift_rlhf.rewards.model import load_classifier
 from swift_rlhf.rewards.pool import RewardPool
-from swift_rlhf.rollout.asked import load_scheduler, sampling_of, stop_tokens
+from swift_rlhf.rollout.asked import limits_of, sampling_of, stop_tokens
 from swift_rlhf.rollout.continuation import TemplatePrompter
-from swift_rlhf.rollout.play import Limits
 from swift_rlhf.rollout.prompts import PromptData, prepare_prompts, show_prompts
+from swift_rlhf.rollout.scheduling import load_scheduler
 from swift_rlhf.rollout.schedulers import SingleTurn
 from swift_rlhf.rollout.transformers_sampler import TransformersSampler
 
@@ -168,11 +168,11 @@ def _rollouts(parts: _Parts) -> Rollouts:
         TransformersSampler(parts.model, parts.data.tokenizer, stop_tokens(template), max_rows=section.rollout_batch_size),
         parts.pool,
         TemplatePrompter(template),
-        load_scheduler(section.multi_turn_scheduler) or SingleTurn(),
+        load_scheduler(config, template) or SingleTurn(),
         sampling=sampling_of(section),
-        limits=Limits(max_turns=section.max_turns, max_completion_length=section.max_completion_length),
+        limits=limits_of(config),
         world=parts.world,
-        decode=parts.data.tokenizer.decode,
+        decode=lambda ids: parts.data.tokenizer.decode(list(ids)),
         num_generations=1,
         seed=config.training.seed,
     )

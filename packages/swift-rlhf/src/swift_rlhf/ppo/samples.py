@@ -37,8 +37,10 @@ class ValuedAnswer(AnswerGroup):
     @classmethod
     def valued(cls, group: AnswerGroup, columns: dict[str, list[float]]) -> Self:
         """Return a group with the worth of its tokens."""
-        made = cls.of(group.input_ids, group.answers, group=group.group, version=group.version, origin=group.origin)
-        return replace(made, **columns)
+        made = cls(group.input_ids, group.labels, group.origin, answers=group.answers, group=group.group, version=group.version)
+        for name, values in columns.items():
+            setattr(made, name, values)
+        return made
 
     def saved(self) -> dict[str, Any]:
         """Return it as plain values."""

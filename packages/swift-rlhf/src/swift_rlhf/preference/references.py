@@ -6,6 +6,7 @@ from pathlib import Path
 
 from swift_core.config.sections import ModelSection
 from swift_core.errors import ModelError
+from swift_core.hub.adapters import adapter_folders
 from swift_core.models.loading import load_model, load_tokenizer, resolve_model_folder
 from swift_core.train.parallel import training_device
 from swift_core.train.tuning import load_tuner, weights_dtype
@@ -35,16 +36,16 @@ def build_reference(config: RlhfConfig, folder: Path, tokenizer: PreTrainedToken
     loading = reference_section(config)
     found = resolve_model_folder(loading) if task.ref_model else folder
     if task.ref_model:
-        _check_tokens(config, found, tokenizer)
+        check_tokens("--ref_model", task.ref_model, config.loading, found, tokenizer)
     # New tokens of the reference must start as those of the policy did.
     set_seed(config.training.seed)
     device = training_device(use_cpu=config.launch.use_cpu)
     dtype = weights_dtype(config, folder, device=device)
     reference: nn.Module = load_model(loading, found, dtype=dtype, task_type="causal_lm", quantization=config.quantization, device=device)
     tuner = load_tuner("lora" if config.tuner.tuner_type == "full" else config.tuner.tuner_type) if loading.adapters else None
-    for adapter in loading.adapters:
+    for adapter in adapter_folders(loading):
         assert tuner is not None
-        reference = tuner.load(reference, Path(adapter), trainable=False)
+        reference = tuner.load(reference, adapter, trainable=False)
     return SecondModel(reference)
 
 
@@ -60,16 +61,27 @@ def reference_section(config: RlhfConfig) -> ModelSection:
 def reference_folders(config: RlhfConfig, folder: Path) -> list[Path]:
     """Return the folders whose files define the reference."""
     loading = reference_section(config)
-    return [resolve_model_folder(loading) if config.task.ref_model else folder, *(Path(adapter) for adapter in loading.adapters)]
+    return [resolve_model_folder(loading) if config.task.ref_model else folder, *adapter_folders(loading)]
 
 
-def _check_tokens(config: RlhfConfig, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    other = load_tokenizer(folder, trust_remote_code=config.loading.trust_remote_code, new_special_tokens=config.loading.special_tokens)
+def check_tokens(flag: str, name: str, loading: ModelSection, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a second model that reads other tokens than the trained one.
+
+    Args:
+        flag: that names it.
+        name: what was given.
+        loading: of the trained model.
+        folder: of the second model.
+        tokenizer: of the trained model.
+
+    Raises:
+        ModelError: at the first word that has another number.
+    """
+    other = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code, new_special_tokens=loading.special_tokens)
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     wrong = next((word for word, number in ours.items() if theirs.get(word) != number), None)
     if wrong is not None:
         raise ModelError(
-            f"--ref_model {config.task.ref_model} reads other tokens: {wrong!r} is {ours[wrong]} for the model and "
-            f"{theirs.get(wrong, 'unknown')} for the reference",
-            fix="use a reference of the same family, such as the model that this one was trained from",
+            f"{flag} {name} reads other tokens: {wrong!r} is {ours[wrong]} for the trained model and {theirs.get(wrong, 'unknown')} for it",
+            fix="use a model of the same family",
         )

@@ -103,7 +103,7 @@ def load_classifier(reference: str, settings: Any) -> tuple[nn.Module, ModelSect
         fix = "train one with `swift rlhf --rlhf_type rm`"
         raise ModelError(f"{reference!r} is no sequence classifier: its config.json names {config.get('architectures')}", fix=fix)
     dtype = weights_dtype(settings, folder, device=device) if hasattr(settings, "tuner") else torch.float32
-    model: nn.Module = load_model(section, folder, dtype=dtype, task_type="seq_cls", num_labels=labels, device=device)
+    model: Any = load_model(section, folder, dtype=dtype, task_type="seq_cls", num_labels=labels, device=device)
     if base != reference:
         model = load_tuner(str(args.get("tuner_type") or "lora")).load(model, said, trainable=False)
     return model.to(device), section, said if args else folder
