@@ -1,4 +1,4 @@
-"""Adapters by name: `--adapters FOLDER`, or `--adapters NAME=FOLDER NAME2=FOLDER2`."""
+"""Adapters by name: `--adapters FOLDER`, or `--adapters NAME=FOLDER NAME2=FOLDER2`; a hub id may stand for a folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from swift_core.config.sections import ModelSection
 from swift_core.errors import Problem
+from swift_core.hub.adapters import adapter_folder
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.\-:]*)=(.+)")
 
@@ -21,14 +22,14 @@ def split_name(given: str) -> tuple[str | None, str]:
 
 
 def adapter_folders(loading: ModelSection) -> list[Path]:
-    """Return the folders of the settings' adapters."""
-    return [Path(split_name(given)[1]).expanduser() for given in loading.adapters]
+    """Return the folders of the settings' adapters, fetched where a hub has them."""
+    return [adapter_folder(split_name(given)[1], loading) for given in loading.adapters]
 
 
 def named_adapters(loading: ModelSection) -> dict[str, Path]:
     """Return name -> folder of the adapters that have names."""
     pairs = [split_name(given) for given in loading.adapters]
-    return {name: Path(folder).expanduser() for name, folder in pairs if name is not None}
+    return {name: adapter_folder(folder, loading) for name, folder in pairs if name is not None}
 
 
 def adapter_problems(given: Sequence[str]) -> list[Problem]:

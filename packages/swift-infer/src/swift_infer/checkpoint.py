@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from swift_core.config.training import short_name
 from swift_core.errors import CheckpointError, ConfigError, NotFoundError, Problem
 
-from swift_infer.adapter_names import adapter_folders, split_name
+from swift_infer.adapter_names import adapter_folders
 
 if TYPE_CHECKING:
     from swift_infer.config import DeployConfig, InferConfig
@@ -121,15 +121,16 @@ def adopt_checkpoint(config: InferConfig | DeployConfig) -> tuple[Checkpoint | N
         ConfigError: when no file names the base model and the user does not either.
         NotFoundError: when the adapter folder is absent.
     """
-    place = split_name(config.loading.adapters[0])[1] if config.loading.adapters else config.loading.model or ""
-    folder = Path(place).expanduser()
+    folders = adapter_folders(config.loading)
+    place = config.loading.model or ""
+    folder = folders[0] if folders else Path(place).expanduser()
     if not config.loading.adapters and not folder.is_dir():
         if folder.name.startswith("checkpoint-"):
             raise NotFoundError(f"there is no checkpoint folder {place!r}", fix="give the path of a checkpoint-N folder")
         return None, []
     found = read_checkpoint(folder)
     notes = _sort_out_folder(config, found)
-    others = [read_checkpoint(other) for other in adapter_folders(config.loading)[1:]]
+    others = [read_checkpoint(other) for other in folders[1:]]
     if found.is_adapter and not config.loading.model:
         notes += _take_base(config, found)
     if config.inference.load_args:

@@ -39,7 +39,9 @@ class ModelSection(Section):
     offline: bool = option(False, "open no connection; everything must be on this machine")
     hub_token: str | None = option(None, "access token for private repositories", secret=True)
     adapters: list[str] = option(
-        [], "adapter folders or checkpoints to load on top of the model; infer and deploy take several as NAME=FOLDER", basic=True
+        [],
+        "adapters to load on top of the model: checkpoint folders or hf::ORG/NAME; infer and deploy take several as NAME=FOLDER",
+        basic=True,
     )
 
     @field_validator("rope_scaling", mode="before")

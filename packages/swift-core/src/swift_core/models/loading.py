@@ -28,7 +28,7 @@ from swift_core.models.dtype import parse_dtype, resolve_dtype, training_dtype
 from swift_core.models.folder import check_model_folder, read_json
 from swift_core.models.load_errors import load_error, remote_code_error
 from swift_core.models.processing import Processor, fit_embeddings, load_processor, load_tokenizer, section_processor, tokenizer_of
-from swift_core.models.quantization import placement, quantization_config
+from swift_core.models.quantization import packed_by, placement, quantization_config
 from swift_core.models.quiet import quiet_transformers
 from swift_core.models.requirements import pip_line, unmet
 from swift_core.registry import import_target
@@ -257,6 +257,8 @@ def load_model(
         if adapter is not None:
             auto = adapted_class(own_class(auto, config, folder), adapter)
         model = finish_model(own, _load(section, folder, config, auto, dtype=dtype, device_map=device_map, packing=packing))
+        if packed_by(raw) == "compressed-tensors":
+            import_target("swift_core.models.unpacking:keep_packed", needed_for="packed weights", install="compressed-tensors")(model)
         if adapter is not None:
             model = adapter.prepare(model)
     if section.new_special_tokens:

@@ -14,6 +14,7 @@ from swift_core.config.export import ExportConfig
 from swift_core.config.load import ARGS_FILE
 from swift_core.config.sections import ModelSection, TemplateSection
 from swift_core.errors import ConfigError, Problem
+from swift_core.hub.adapters import adapter_folders
 from swift_core.hub.local import existing_path
 from swift_core.hub.resolve import resolve
 
@@ -126,7 +127,7 @@ def begin(config: ExportConfig) -> ExportContext:
     if len(loading.adapters) > 1:
         what = f"{len(loading.adapters)} adapters are given, but one is exported at a time"
         raise ConfigError([Problem("--adapters", what, "export the first, then the next with --model <merged folder>")])
-    adapter = Path(loading.adapters[0]).expanduser() if loading.adapters else None
+    adapter = adapter_folders(loading)[0] if loading.adapters else None
     model = loading.model
     if adapter is not None and (adapter / "config.json").is_file() and not (adapter / "adapter_config.json").is_file():
         if model:

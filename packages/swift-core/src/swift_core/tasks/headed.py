@@ -37,7 +37,7 @@ from swift_core.templates.media import build_processor_template
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world, training_device
 from swift_core.train.task import Task
-from swift_core.train.tuning import load_tuner, weights_dtype
+from swift_core.train.tuning import adapt, weights_dtype
 
 
 @dataclass(slots=True, kw_only=True)
@@ -201,13 +201,7 @@ def build_headed(
     tell_padding(settings, task_type, tokenizer)
     model: nn.Module = loaded
     freeze_parts(model, config.tuner)
-    tuner = load_tuner(config.tuner.tuner_type)
-    if config.loading.adapters:
-        for adapter in config.loading.adapters:
-            model = tuner.load(model, Path(adapter), trainable=True)
-        return model, tuner
-    options: Any = config.tuner if config.tuner.tuner_type == "full" else config.tuner.options
-    return tuner.prepare(model, options), tuner
+    return adapt(model, config)
 
 
 def tell_padding(settings: Any, task_type: str, tokenizer: PreTrainedTokenizerBase) -> None:

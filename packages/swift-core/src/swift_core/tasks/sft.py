@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import set_seed
@@ -25,7 +24,7 @@ from swift_core.templates.media import ProcessorTemplate, build_processor_templa
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, make_world, training_device
 from swift_core.train.task import CausalLm
-from swift_core.train.tuning import load_tuner, weights_dtype
+from swift_core.train.tuning import adapt, weights_dtype
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,13 +70,7 @@ def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
     )
     freeze_parts(model, config.tuner)
     model.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    tuner = load_tuner(config.tuner.tuner_type)
-    if config.loading.adapters:
-        for adapter in config.loading.adapters:
-            model = tuner.load(model, Path(adapter), trainable=True)
-        return model, tuner
-    options: Any = config.tuner if config.tuner.tuner_type == "full" else config.tuner.options
-    return tuner.prepare(model, options), tuner
+    return adapt(model, config)
 
 
 def train(config: SftConfig) -> TrainOutput:

@@ -16,6 +16,7 @@ from swift_core.batching.feed import Stream
 from swift_core.config.sections import TunerSection
 from swift_core.config.training import SftConfig, TrainingConfig
 from swift_core.errors import DataError, ModelError
+from swift_core.hub.adapters import adapter_folders
 from swift_core.models.dtype import training_dtype
 from swift_core.protocols import EncodedSample, Tuner
 from swift_core.registry import TUNERS
@@ -108,6 +109,23 @@ def saver_for(model: nn.Module) -> Tuner:
 def load_tuner(name: str) -> Tuner:
     """Return the tuner of a name."""
     return TUNERS.load(name)()
+
+
+def adapt(model: nn.Module, config: SftConfig) -> tuple[nn.Module, Tuner]:
+    """Return a loaded model with what a run trains put on, new or from `--adapters`, and its tuner.
+
+    Raises:
+        ModelError: when the tuner does not fit the model.
+        NotFoundError: when a saved adapter is absent.
+        CheckpointError: when it does not fit the model.
+    """
+    tuner = load_tuner(config.tuner.tuner_type)
+    for folder in adapter_folders(config.loading):
+        model = tuner.load(model, folder, trainable=True)
+    if config.loading.adapters:
+        return model, tuner
+    options: Any = config.tuner if config.tuner.tuner_type == "full" else config.tuner.options
+    return tuner.prepare(model, options), tuner
 
 
 def tuner_options(args: TrainingConfig) -> BaseModel | None:

@@ -22,13 +22,13 @@ from swift_core.models.loading import (
     tokenizer_of,
 )
 from swift_core.protocols import EncodedSample, Sample, TextScores, TextVectors, Usage
-from swift_core.registry import TUNERS
 from swift_core.tasks.embedding import Embedding
 from swift_core.tasks.encoding import TextEncoder, TextReport, TooLong, judge_of
 from swift_core.tasks.headed import tell_padding, text_template
 from swift_core.tasks.pooling import find_pooling, is_sentence_transformer, max_text_length
 from swift_core.tasks.reranker import GenerativeReranker, Reranker
 from swift_core.tasks.texts import Texts, pad_texts
+from swift_core.train.tuning import load_tuner
 
 from swift_infer.adapter_names import adapter_folders
 from swift_infer.checkpoint import ARGS_FILE, read_checkpoint
@@ -199,9 +199,7 @@ def _load_model(folder: Path, config: EngineConfig, device: str) -> Any:
         problem_type=served.problem_type,
     )
     for adapter in adapter_folders(loading):
-        checkpoint = read_checkpoint(adapter)
-        tuner = TUNERS.load(checkpoint.tuner)
-        model = (tuner() if isinstance(tuner, type) else tuner).load(model, checkpoint.folder, trainable=False)
+        model = load_tuner(read_checkpoint(adapter).tuner).load(model, adapter, trainable=False)
     return model.to(device).eval()
 
 

@@ -15,14 +15,14 @@ from swift_core.errors import ConfigError, DataError, EngineError, RequestError
 from swift_core.models.dtype import resolve_dtype
 from swift_core.models.loading import load_model, load_processor, load_tokenizer, max_model_length, resolve_model_folder, tokenizer_of
 from swift_core.protocols import AssistantMessage, ChatChoice, EncodedSample, InferRequest, InferResponse, RequestConfig, TextDelta, Usage
-from swift_core.registry import TUNERS
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import MediaTemplate, build_processor_template, is_multimodal
 from swift_core.templates.requests import sample_of_request
+from swift_core.train.tuning import load_tuner
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from swift_infer.adapter_names import adapter_folders, adapter_problems, named_adapters
+from swift_infer.adapter_names import adapter_folders, adapter_problems, named_adapters, split_name
 from swift_infer.checkpoint import read_checkpoint
 from swift_infer.config import ChatSection, EngineConfig
 from swift_infer.engines.adapters import NamedAdapters
@@ -121,9 +121,7 @@ class TransformersEngine:
         dtype = resolve_dtype(loading, folder, device=str(device))
         model: Any = load_model(loading, folder, dtype=dtype, quantization=config.quantization, device=str(device))
         for folder in [] if named else adapter_folders(loading):
-            checkpoint = read_checkpoint(folder)
-            tuner = TUNERS.load(checkpoint.tuner)
-            model = (tuner() if isinstance(tuner, type) else tuner).load(model, checkpoint.folder, trainable=False)
+            model = load_tuner(read_checkpoint(folder).tuner).load(model, folder, trainable=False)
         if not getattr(model, "is_quantized", False):  # packed weights are on their device already
             model = model.to(device)
         model.eval()
@@ -444,7 +442,7 @@ def _tokenizer_folder(model: Path, adapters: Sequence[Path]) -> Path:
 
 
 def _display_name(loading: ModelSection) -> str:
-    if loading.adapters and not named_adapters(loading):
+    if loading.adapters and split_name(loading.adapters[0])[0] is None:
         folder = Path(loading.adapters[-1]).expanduser().resolve()
         return folder.parent.name + "-" + folder.name if folder.name.startswith("checkpoint-") else folder.name
     return short_name(loading.model or "model")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from swift_core.data.sources import LoadedData, load_datasets
+from swift_core.hub.adapters import adapter_folder
 from swift_core.models.loading import load_model, resolve_model_folder
 from swift_core.plugins import load_plugin_files
 from swift_core.registry import import_target
@@ -76,7 +76,7 @@ def _reference(config: RlhfConfig) -> nn.Module | None:
     device = training_device(use_cpu=config.launch.use_cpu)
     model: nn.Module = load_model(section, folder, dtype=weights_dtype(config, folder, device=device), task_type="causal_lm", device=device)
     for adapter in task.ref_adapters or ([] if task.ref_model is not None else config.loading.adapters):
-        model = load_tuner(config.tuner.tuner_type).load(model, Path(adapter), trainable=False)
+        model = load_tuner(config.tuner.tuner_type).load(model, adapter_folder(adapter, section), trainable=False)
     return model
 
 

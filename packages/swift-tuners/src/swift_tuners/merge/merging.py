@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from swift_core.config.training import short_name
 from swift_core.errors import CheckpointError, ModelError
+from swift_core.hub.local import existing_path
 from swift_core.models.dtype import parse_dtype, saved_dtype
 from swift_core.models.loading import load_model, load_tokenizer
 from swift_core.models.saving import save_model
@@ -59,12 +61,16 @@ def merge(config: MergeConfig) -> MergeReport:
         CheckpointError: when the target may not be written or the answers differ; nothing is left behind.
     """
     sources = find_sources(config)
-    checkpoint = sources.adapter
-    chosen = config.merging.output_dir
-    target = Path(chosen).expanduser() if chosen else checkpoint.resolve().with_name(checkpoint.resolve().name + "-merged")
+    chosen = config.merging.output_dir or f"{_beside(config.loading.adapters[0])}-merged"
+    target = Path(chosen).expanduser()
     check_target(target, exist_ok=config.merging.exist_ok, sources=(sources.adapter, sources.base))
     with written_aside(target) as aside:
         return merge_into(aside, sources, target=target, max_shard_size=config.merging.max_shard_size)
+
+
+def _beside(adapter: str) -> Path:
+    """Return the path that the merged model's is made from: the adapter's, but what a hub sent lies in a cache and gives its name only."""
+    return existing_path(adapter) or Path(short_name(adapter))
 
 
 def merge_into(folder: Path, sources: Sources, *, target: Path, max_shard_size: str) -> MergeReport:

@@ -11,6 +11,7 @@ from swift_core.config.export import ExportConfig
 from swift_core.config.load import ARGS_FILE
 from swift_core.config.sections import ModelSection
 from swift_core.errors import CheckpointError, NotFoundError
+from swift_core.hub.adapters import adapter_folders
 from swift_core.models.loading import resolve_model_folder
 
 from swift_tuners.adapters import CONFIG, check_adapter_folder
@@ -52,7 +53,7 @@ def find_sources(config: MergeConfig | ExportConfig, adapter: Path | None = None
         CheckpointError: when the adapter cannot be read safely.
         HubError: when the base model cannot be fetched.
     """
-    adapter = adapter or Path(config.loading.adapters[0]).expanduser()
+    adapter = adapter or adapter_folders(config.loading)[0]
     check_adapter_folder(adapter)
     args = _read(adapter / ARGS_FILE) if (adapter / ARGS_FILE).is_file() else {}
     named = args.get("model") or _read(adapter / CONFIG).get("base_model_name_or_path")
