@@ -10,6 +10,7 @@ from swift_core.config.parallel import mode_of
 from swift_core.errors import Problem
 
 from swift_rlhf.config.sampling import SamplingSection, rollout_problems
+from swift_rlhf.config.turns import append_problems
 
 
 class GkdSection(Section):
@@ -39,7 +40,7 @@ class GkdSection(Section):
 
 def gkd_problems(config: Any) -> list[Problem]:
     """Return the settings of distillation that cannot work together."""
-    return [*rollout_problems(config), *_teacher_problems(config), *_data_problems(config), *_mode_problems(config)]
+    return [*rollout_problems(config), *append_problems(config), *_teacher_problems(config), *_data_problems(config), *_mode_problems(config)]
 
 
 def _teacher_problems(config: Any) -> Iterator[Problem]:

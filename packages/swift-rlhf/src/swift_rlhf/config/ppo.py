@@ -11,6 +11,7 @@ from swift_core.errors import Problem
 
 from swift_rlhf.config.rewarding import reward_problems
 from swift_rlhf.config.sampling import rollout_problems
+from swift_rlhf.config.turns import append_problems
 
 
 class PpoSection(Section):
@@ -35,7 +36,7 @@ class PpoSection(Section):
 
 def ppo_problems(config: Any) -> list[Problem]:
     """Return the settings of PPO that cannot work together."""
-    return [*rollout_problems(config), *reward_problems(config), *_own_problems(config)]
+    return [*rollout_problems(config), *append_problems(config), *reward_problems(config), *_own_problems(config)]
 
 
 def _own_problems(config: Any) -> Iterator[Problem]:

@@ -38,11 +38,11 @@ from swift_rlhf.grpo.trainer import usable
 from swift_rlhf.preference.reference import SecondModel
 from swift_rlhf.preference.references import build_reference, check_tokens
 from swift_rlhf.preference.scoring import silence_dropout
-from swift_rlhf.rollout.asked import load_scheduler, sampling_of, stop_tokens
+from swift_rlhf.rollout.asked import limits_of, sampling_of, stop_tokens
 from swift_rlhf.rollout.continuation import TemplatePrompter
 from swift_rlhf.rollout.engine import RolloutEngine
-from swift_rlhf.rollout.play import Limits
 from swift_rlhf.rollout.schedulers import SingleTurn
+from swift_rlhf.rollout.scheduling import load_scheduler
 from swift_rlhf.rollout.transformers_sampler import TransformersSampler
 
 
@@ -195,9 +195,9 @@ def _stream(
     section, training, tokenizer = config.sampling, config.training, prepared.tokenizer
     writing = Writing(
         prompter=TemplatePrompter(prepared.template),
-        scheduler=load_scheduler(section.multi_turn_scheduler) or SingleTurn(),
+        scheduler=load_scheduler(config, prepared.template) or SingleTurn(),
         sampling=sampling_of(section),
-        limits=Limits(max_turns=section.max_turns, max_completion_length=section.max_completion_length),
+        limits=limits_of(config),
         world=world,
         decode=lambda ids: tokenizer.decode(list(ids)),
         seed=training.seed,

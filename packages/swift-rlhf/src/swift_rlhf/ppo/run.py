@@ -37,8 +37,8 @@ from swift_rlhf.rewards.pool import RewardPool
 from swift_rlhf.rollout.asked import limits_of, sampling_of, stop_tokens
 from swift_rlhf.rollout.continuation import TemplatePrompter
 from swift_rlhf.rollout.prompts import PromptData, prepare_prompts, show_prompts
-from swift_rlhf.rollout.scheduling import load_scheduler
 from swift_rlhf.rollout.schedulers import SingleTurn
+from swift_rlhf.rollout.scheduling import load_scheduler
 from swift_rlhf.rollout.transformers_sampler import TransformersSampler
 
 
