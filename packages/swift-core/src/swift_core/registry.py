@@ -16,12 +16,14 @@ from swift_core.specs import (
     CommandSpec,
     DatasetSpec,
     EngineSpec,
+    EnvironmentSpec,
     ExportSpec,
     FusionSpec,
     HubSpec,
     ModelSpec,
     OptimizerSpec,
     RewardSpec,
+    SchedulerSpec,
     Spec,
     TaskSpec,
     TemplateSpec,
@@ -178,6 +180,7 @@ COMMANDS = Registry(
         "rlhf": "swift-rlhf",
         "infer": "swift-infer[transformers]",
         "deploy": "swift-infer[transformers,serve]",
+        "rollout": "swift-infer[transformers,serve]",
         "merge-lora": "swift-tuners",
         "eval": "swift-eval",
         "web-ui": "swift-ui",
@@ -236,6 +239,8 @@ EXPORTS = Registry(
 CALLBACKS = Registry("callbacks", CallbackSpec, packages={"lisa": "swift-tuners"})
 FUSIONS = Registry("fusions", FusionSpec, table="swift_core.builtin:fusions")
 REWARDS = Registry("rewards", RewardSpec)
+SCHEDULERS = Registry("schedulers", SchedulerSpec)
+ENVIRONMENTS = Registry("environments", EnvironmentSpec)
 HUBS = Registry("hubs", HubSpec)
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -254,6 +259,8 @@ REGISTRIES: dict[str, Registry[Any]] = {
         CALLBACKS,
         FUSIONS,
         REWARDS,
+        SCHEDULERS,
+        ENVIRONMENTS,
         HUBS,
     )
 }

@@ -147,6 +147,16 @@ class RewardSpec(Spec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSpec(Spec):
+    """Who plays the other side of conversations in online RL; `target` is a class whose constructor names the settings it wants."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentSpec(Spec):
+    """A world that answers acts with observations and rewards; `target` is a class with `reset`, `step` and `close`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec(Spec):
     """A known checkpoint.
 

@@ -35,4 +35,6 @@ ALIASES: dict[str, str] = {
     "default_system": "system",
     "attn_implementation": "attn_impl",
     "num_epochs": "num_train_epochs",
+    "vllm_server_base_url": "rollout_url",
+    "vllm_server_timeout": "rollout_timeout",
 }

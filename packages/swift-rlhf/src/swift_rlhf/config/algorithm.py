@@ -25,8 +25,13 @@ def fill_algorithm(config: Any) -> None:
         return
     if config.task.beta is None and spec.beta is not None:
         config.derive("beta", spec.beta, f"derived: usual for {spec.name}")
+    for name, value in spec.loads_as.items():
+        if not config.given(name):
+            config.derive(name, value, f"derived: what {spec.name} makes")
     if not config.task.loss_type and spec.loss_types:
         config.derive("loss_type", [spec.loss_types[0]], f"derived: default of {spec.name}")
+    if spec.best_metric != config.saving.metric_for_best_model and not config.given("metric_for_best_model"):
+        config.derive("metric_for_best_model", spec.best_metric, f"derived: usual for {spec.name}")
 
 
 def algorithm_problems(config: Any, sections: Collection[str]) -> list[Problem]:

@@ -28,7 +28,7 @@ def chord_problems(config: Any) -> Iterator[Problem]:
     chord: ChordSection = config.chord
     if not chord.chord_sft_dataset:
         for name in ChordSection.model_fields:
-            if config.given(name):
+            if config.given(name) and hasattr(config, "data"):  # Python code may bring experts itself
                 yield Problem(f"--{name}", "there are no experts to imitate", "add --chord_sft_dataset FILE")
         return
     if chord.chord_mu_valley > chord.chord_mu_peak:

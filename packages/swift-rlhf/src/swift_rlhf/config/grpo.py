@@ -10,8 +10,11 @@ from typing import Any, Literal, get_args
 from swift_core.config.fields import Section, option
 from swift_core.errors import Problem
 
+from swift_rlhf.config.chord import chord_problems
 from swift_rlhf.config.rewarding import reward_problems
 from swift_rlhf.config.sampling import rollout_problems
+from swift_rlhf.config.service import service_problems
+from swift_rlhf.config.turns import turns_problems
 
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_truncate", "geometric_mask"]
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
@@ -21,6 +24,10 @@ class GrpoSection(Section):
     """GRPO options."""
 
     num_generations: int = option(8, "answers to each prompt, which are compared with one another", basic=True, ge=2)
+    num_generations_eval: int = option(1, "answers to each prompt of the evaluation data", ge=1)
+    eval_temperature: float | None = option(
+        None, "temperature of an evaluation; 0 takes the likeliest token; default: as --temperature", ge=0
+    )
     num_iterations: int = option(1, "times that answers are trained on", ge=1)
     steps_per_generation: int | None = option(
         None, "forward passes that one round of answers is for; default: as --gradient_accumulation_steps, one optimizer step", ge=1
@@ -147,12 +154,13 @@ def _bound_problems(config: Any, loss: str) -> Iterator[Problem]:
 def _other_problems(config: Any) -> Iterator[Problem]:
     grpo = config.grpo
     yield from rollout_problems(config)
-    if config.sampling.use_vllm:
-        yield Problem("--use_vllm", "answers are written in this process so far", "remove it")
-    if config.has_eval_data:
-        yield Problem(
-            "--val_dataset", "there is no evaluation during GRPO", "remove it, and use `swift infer --val_dataset` on a checkpoint"
-        )
+    yield from turns_problems(config)
+    yield from service_problems(config)
+    yield from chord_problems(config)
+    if hasattr(config, "data") and not config.has_eval_data:
+        for name in ("num_generations_eval", "eval_temperature"):
+            if config.given(name):
+                yield Problem(f"--{name}", "there is no evaluation data", "add --val_dataset FILE or --split_dataset_ratio 0.05")
     if config.given("max_resample_times") and not grpo.dynamic_sample:
         yield Problem("--max_resample_times", "has no effect on its own", "add --dynamic_sample true")
     yield from reward_problems(config)

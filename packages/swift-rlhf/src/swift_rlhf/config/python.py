@@ -10,10 +10,13 @@ from swift_core.config.training import TrainingConfig
 from swift_core.errors import Problem
 
 from swift_rlhf.config.algorithm import algorithm_problems, fill_algorithm
+from swift_rlhf.config.chord import ChordSection
 from swift_rlhf.config.grpo import GrpoSection
 from swift_rlhf.config.rewarding import RewardingSection
 from swift_rlhf.config.sampling import SamplingSection
+from swift_rlhf.config.service import ServiceSection
 from swift_rlhf.config.shared import RlhfSection
+from swift_rlhf.config.turns import TurnsSection
 
 
 class GRPOConfig(TrainingConfig):
@@ -29,7 +32,10 @@ class GRPOConfig(TrainingConfig):
     task: RlhfSection = Field(default_factory=RlhfSection)
     sampling: SamplingSection = Field(default_factory=SamplingSection)
     rewarding: RewardingSection = Field(default_factory=RewardingSection)
+    turns: TurnsSection = Field(default_factory=TurnsSection)
+    service: ServiceSection = Field(default_factory=ServiceSection)
     grpo: GrpoSection = Field(default_factory=GrpoSection)
+    chord: ChordSection = Field(default_factory=ChordSection)
 
     def finish(self) -> None:
         """Fill the defaults that depend on the algorithm, then all others."""
@@ -38,7 +44,7 @@ class GRPOConfig(TrainingConfig):
 
     def check(self) -> list[Problem]:
         """Return the combinations of settings that cannot work."""
-        return [*algorithm_problems(self, {"sampling", "rewarding", "grpo"}), *super().check()]
+        return [*algorithm_problems(self, {"sampling", "rewarding", "turns", "service", "grpo", "chord"}), *super().check()]
 
     def _accumulation(self) -> int:
         return 1

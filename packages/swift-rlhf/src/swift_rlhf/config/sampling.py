@@ -21,9 +21,11 @@ class SamplingSection(Section):
     stop_words: list[str] = option([], "texts that end an answer, besides the end of a turn")
     rollout_batch_size: int = option(256, "answers that are written at the same time in this process", ge=1)
     max_turns: int = option(1, "answers of the model in an episode, for --multi_turn_scheduler", ge=1)
-    multi_turn_scheduler: str | None = option(None, "who answers the model: FILE.py:CLASS or MODULE:CLASS of a Scheduler; default: nobody")
+    multi_turn_scheduler: str | None = option(
+        None, "who answers the model: a name (see `swift list schedulers`), FILE.py:CLASS or MODULE:CLASS of a Scheduler; default: nobody"
+    )
     log_completions: bool = option(True, "write prompts, answers, rewards and advantages to completions.jsonl in the run folder")
-    use_vllm: bool = option(False, "let vLLM write the answers; not available yet")
+    use_vllm: bool = option(False, "let vLLM write the answers, see --vllm_mode")
 
 
 def rollout_problems(config: Any) -> Iterator[Problem]:
@@ -31,9 +33,9 @@ def rollout_problems(config: Any) -> Iterator[Problem]:
     sampling = config.sampling
     if config.training.packing:
         yield Problem("--packing", "answers lie side by side without padding anyway", "remove it")
-    if sampling.max_turns > 1 and sampling.multi_turn_scheduler is None:
-        yield Problem("--max_turns", "nobody answers the model", "add --multi_turn_scheduler FILE.py:CLASS")
-    if hasattr(config, "data"):
+    if hasattr(config, "data"):  # Python code may bring a scheduler of its own
+        if sampling.max_turns > 1 and sampling.multi_turn_scheduler is None:
+            yield Problem("--max_turns", "nobody answers the model", "add --multi_turn_scheduler tools, or FILE.py:CLASS")
         if config.data.streaming:
             yield Problem("--streaming", "prompts are drawn again in every epoch", "remove it")
         if config.encoding.cached_dataset:

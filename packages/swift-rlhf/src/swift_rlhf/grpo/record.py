@@ -11,6 +11,7 @@ from swift_core.train.report import JsonlSink
 from swift_rlhf.grpo.rewarded import Rewarded
 
 FILE = "completions.jsonl"
+EVALUATED = "eval_completions.jsonl"
 
 
 class Completions:
@@ -18,10 +19,11 @@ class Completions:
 
     Args:
         folder: returns the run folder, which is known once training starts; None switches writing off.
+        file: name of the file there.
     """
 
-    def __init__(self, folder: Callable[[], Path] | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Callable[[], Path] | None, file: str = FILE) -> None:
+        self._folder, self._file = folder, file
         self._sink: JsonlSink | None = None
         self._resumed = 0
 
@@ -47,7 +49,7 @@ class Completions:
         if self._folder is None:
             return
         if self._sink is None:
-            self._sink = JsonlSink(self._folder() / FILE, resumed_step=self._resumed)
+            self._sink = JsonlSink(self._folder() / self._file, resumed_step=self._resumed)
         for rewarded in groups:
             for line in lines_of(rewarded, names):
                 self._sink.log({"step": step, **line})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from swift_core.batching.encode import encode_samples
 from swift_core.data.sources import LoadedData, load_datasets
 from swift_core.hub.adapters import adapter_folder
 from swift_core.models.loading import load_model, resolve_model_folder
-from swift_core.plugins import load_plugin_files
-from swift_core.registry import import_target
+from swift_core.protocols import EncodedSample
 from swift_core.tasks import running
 from swift_core.tasks.console import indented, say
 from swift_core.tasks.sft import build_model
@@ -22,8 +22,8 @@ from torch import nn
 from swift_rlhf.config import RlhfConfig
 from swift_rlhf.config.grpo import round_size
 from swift_rlhf.grpo.prompts import question
-from swift_rlhf.grpo.trainer import GRPOTrainer, usable
-from swift_rlhf.rollout.schedulers import Scheduler
+from swift_rlhf.grpo.setup import usable
+from swift_rlhf.grpo.trainer import GRPOTrainer
 
 
 def train(config: RlhfConfig) -> TrainOutput:
@@ -41,10 +41,11 @@ def train(config: RlhfConfig) -> TrainOutput:
         (),
         config,
         data.train,
+        data.val,
         processing_class=opened.processor,
         template=template,
         ref_model=_reference(config),
-        scheduler=_scheduler(config),
+        expert_dataset=_experts(config, template),
         tuner=tuner,
         world=world,
     )
@@ -80,13 +81,18 @@ def _reference(config: RlhfConfig) -> nn.Module | None:
     return model
 
 
-def _scheduler(config: RlhfConfig) -> Scheduler | None:
-    reference = config.sampling.multi_turn_scheduler
-    if reference is None:
-        return None
-    place, _, attribute = reference.rpartition(":")
-    module = load_plugin_files([place])[0] if place.endswith(".py") else place
-    return import_target(f"{module}:{attribute}", needed_for="--multi_turn_scheduler")()
+def _experts(config: RlhfConfig, template: ChatTemplate) -> list[EncodedSample]:
+    """Return the answers of experts that are imitated, encoded.
+
+    Raises:
+        DataError: for bad rows, or when nothing is left of them.
+    """
+    if not config.chord.chord_sft_dataset:
+        return []
+    section = config.data.model_copy(update={"dataset": config.chord.chord_sft_dataset, "val_dataset": [], "split_dataset_ratio": 0.0})
+    rows = load_datasets(section, config.loading).train
+    policy = "fail" if config.data.on_bad_row == "fail" else "skip"
+    return encode_samples(rows, template, config.chat, max_length=config.chat.max_length, on_bad_row=policy)[0]
 
 
 def _round_lines(config: RlhfConfig, trainer: GRPOTrainer) -> list[str]:

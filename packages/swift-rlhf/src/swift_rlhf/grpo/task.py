@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from swift_core.batching.collate import Batch
+from swift_core.errors import TrainingError
 from swift_core.protocols import EncodedSample
 from swift_core.scoring.scorer import Scorer
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from swift_rlhf.losses import (
     rollout_weights,
     sample_weights,
 )
+from swift_rlhf.losses.chord import chord_phi
 from swift_rlhf.losses.policy_options import PolicyOptions
 from swift_rlhf.losses.rollout_correction import CorrectionLevel, CorrectionMode
 from swift_rlhf.losses.tokens import masked
@@ -64,9 +67,11 @@ class GrpoTask:
         meter: takes what is logged.
         answers: answers that a sample holds.
         shared: whether a prompt is computed once for its answers.
+        phi: whether tokens of experts are weighed by how sure the model is of them.
     """
 
-    def __init__(self, objective: Objective, meter: Meter, *, answers: int, shared: bool = True) -> None:
+    def __init__(self, objective: Objective, meter: Meter, *, answers: int, shared: bool = True, phi: bool = False) -> None:
+        self._phi = phi
         self.objective = objective
         self.answers = answers
         self.packs = shared
@@ -94,11 +99,13 @@ class GrpoTask:
 
     def length(self, sample: EncodedSample) -> int:
         """Return the tokens that go through the model: 0 where nothing is to be learned."""
-        active = [len(answer.ids) for answer in cast(AnswerGroup, sample).answers if self._active(answer)]
+        group = cast(AnswerGroup, sample)
+        active = [len(answer.ids) for answer in group.answers if self._active(answer)]
+        imitated = sum(len(expert) for expert in group.experts)
         if not active:
-            return 0
+            return imitated
         prompt = len(sample.input_ids)
-        return prompt + sum(active) if self.packs else sum(prompt + tokens for tokens in active)
+        return imitated + (prompt + sum(active) if self.packs else sum(prompt + tokens for tokens in active))
 
     def _active(self, answer: Any) -> bool:
         return answer.tokens > 0 and (answer.advantage != 0 or not self.objective.skips)
@@ -109,9 +116,21 @@ class GrpoTask:
         return collate_answers(groups, pad_token_id=pad_token_id, shared=self.packs, inert=not self.objective.skips)
 
     def loss(self, model: nn.Module, batch: AnswerBatch) -> Tensor:
-        """Return the summed policy loss of a batch."""
-        if not batch.lengths:
-            return sum((weight.sum() * 0 for weight in model.parameters() if weight.requires_grad), torch.zeros(()))
+        """Return the summed policy loss of a batch, with that of experts beside it."""
+        losses: list[Tensor] = []
+        if batch.lengths:
+            losses.append(self._policy_loss(model, batch) * batch.policy_scale)
+        if batch.experts is not None and batch.expert_scale:
+            losses.append(self._expert_loss(model, batch.experts) * batch.expert_scale)
+        return sum(losses[1:], losses[0]) if losses else no_loss(model)
+
+    def _expert_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the summed cross-entropy of the experts' tokens in nats."""
+        logps = self.scored_by(model).logps(batch).logps
+        self._meter.add({"chord/sft_loss": Sum(-logps.detach().sum(), torch.tensor(float(len(logps))))})
+        return -(logps * chord_phi(logps)).sum() if self._phi else -logps.sum()
+
+    def _policy_loss(self, model: nn.Module, batch: AnswerBatch) -> Tensor:
         objective, settings = self.objective, self.objective.grpo
         found = self.scored_by(model).logps(batch.rows, temperature=objective.temperature, entropy=settings.log_entropy)
         logps, mask = padded(found.logps, batch.lengths)
@@ -178,15 +197,24 @@ class GrpoTask:
         return self._meter.values()
 
     def measure(self, model: nn.Module, batch: Any) -> Any:
-        """Refuse: a run has no evaluation data."""
-        raise NotImplementedError("GRPO has no evaluation data")
+        """Refuse: a batch of answers says nothing about how good new ones are.
+
+        Raises:
+            TrainingError: always.
+        """
+        raise TrainingError("GRPO is judged by the rewards of new answers", fix="GRPOTrainer(...).evaluate()")
 
     def metrics(self, parts: Iterable[Any]) -> dict[str, float]:
-        """Return no metrics: a run has no evaluation data."""
+        """Return no metrics, see `measure`."""
         return {}
 
     def save(self, folder: Path) -> None:
         """Write nothing: weights and tokenizer say everything."""
+
+
+def no_loss(model: nn.Module) -> Tensor:
+    """Return 0 with a gradient of 0 to every trained parameter, so that ranks stay in step."""
+    return sum((weight.sum() * 0 for weight in model.parameters() if weight.requires_grad), torch.zeros(()))
 
 
 __all__ = ["GrpoTask", "Objective"]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from swift_core.plugins import load_plugin_files
-from swift_core.registry import import_target
 from swift_core.templates.chat import ChatTemplate
 
 from swift_rlhf.config.sampling import SamplingSection
+from swift_rlhf.rollout.play import Limits
 from swift_rlhf.rollout.sampling import Sampling
-from swift_rlhf.rollout.schedulers import Scheduler
 
 
 def sampling_of(section: SamplingSection) -> Sampling:
@@ -31,10 +29,8 @@ def stop_tokens(template: ChatTemplate) -> list[int]:
     return list(dict.fromkeys([*template.stop_token_ids, *([eos] if isinstance(eos, int) else [])]))
 
 
-def load_scheduler(reference: str | None) -> Scheduler | None:
-    """Return what plays the other side: FILE.py:CLASS or MODULE:CLASS, or None where nobody does."""
-    if reference is None:
-        return None
-    place, _, attribute = reference.rpartition(":")
-    module = load_plugin_files([place])[0] if place.endswith(".py") else place
-    return import_target(f"{module}:{attribute}", needed_for="--multi_turn_scheduler")()
+def limits_of(settings: Any) -> Limits:
+    """Return where an episode is cut off."""
+    section = settings.sampling
+    scope = "per_turn" if settings.turns.completion_length_limit_scope == "per_round" else "total"
+    return Limits(max_turns=section.max_turns, max_completion_length=section.max_completion_length, scope=scope)

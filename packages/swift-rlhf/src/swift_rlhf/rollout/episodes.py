@@ -21,7 +21,8 @@ class Generation:
         text: the answer without stop texts and the template's own marks.
         finish_reason: `stop`, `length` when it was cut off, `abort` when the engine gave up.
         logprobs: of each token under the engine, in nats, where it gives them.
-        version: of the weights that wrote it.
+        version: of the weights that wrote it, the oldest where they moved meanwhile.
+        versions: of the weights behind each token, where they moved.
     """
 
     token_ids: list[int]
@@ -29,6 +30,7 @@ class Generation:
     finish_reason: FinishReason = "stop"
     logprobs: list[float] | None = None
     version: int = 0
+    versions: list[int] | None = None
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class TokenRow:
         self.completion_ids += answer.token_ids
         self.mask += [1] * count
         self.logprobs += answer.logprobs if answer.logprobs is not None else [float("nan")] * count
-        self.versions += [answer.version] * count
+        self.versions += answer.versions if answer.versions is not None else [answer.version] * count
 
     def add_observation(self, ids: Sequence[int]) -> None:
         """Append what was shown to the model."""

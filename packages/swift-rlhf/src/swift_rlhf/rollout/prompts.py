@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from swift_rlhf.config.command import RlhfConfig
 from swift_rlhf.grpo.prompts import question
-from swift_rlhf.grpo.trainer import usable
+from swift_rlhf.grpo.setup import usable
 
 
 @dataclass(slots=True)
