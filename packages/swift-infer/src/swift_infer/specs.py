@@ -21,12 +21,20 @@ COMMANDS = (
         install="swift-infer[transformers,serve]",
         group="Inference",
     ),
+    CommandSpec(
+        name="rollout",
+        summary="serve a model whose weights a training run replaces: token ids in and out, with log-probabilities",
+        target="swift_infer.cli:run_deploy",
+        config="swift_infer.config:RolloutConfig",
+        install="swift-infer[transformers,serve]",
+        group="Inference",
+    ),
 )
 
 ENGINES = (
     EngineSpec(
         name="transformers",
-        summary="transformers' generate with dynamic batching; runs wherever torch does",
+        summary="transformers' models in continuous batches; runs wherever torch does",
         target="swift_infer.engines.transformers:build_engine",
         options="swift_infer.config:EngineConfig",
         requires=("torch", "transformers"),

@@ -69,6 +69,22 @@ class NamedAdapters:
             raise EngineError(f"no adapter {name!r} is loaded", fix=f"loaded are: {', '.join(self._loaded) or 'none'}")
         return loaded.tuner.remove(model, loaded.key)
 
+    def replace(self, model: Any, name: str, folder: Path) -> Any:
+        """Return the model with an adapter in the place of the one of that name, or beside the others.
+
+        Raises:
+            EngineError: when the adapter stands alone.
+            CheckpointError: when it does not fit the model; the old one is there still.
+        """
+        before = self._loaded.pop(name, None)
+        try:
+            model = self.add(model, name, folder)
+        except BaseException:
+            if before is not None:
+                self._loaded[name] = before
+            raise
+        return model if before is None else before.tuner.remove(model, before.key)
+
     def mixes(self, model: Any) -> bool:
         """Say whether rows of one batch may use different adapters."""
         return not self._loaded or self._tuner.mixes_rows(model)

@@ -95,7 +95,7 @@ class Answer:
         self._detokenizer = Detokenizer(decode)
         self._stops = StopTexts(stops)
         self._stop_ids = frozenset(stop_ids)
-        self._limit = limit
+        self.limit = limit
         self._pieces: list[str] = []
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -114,7 +114,7 @@ class Answer:
         if stopped:
             self.finish_reason = "stop"
             return self._keep(text)
-        if len(self.token_ids) >= self._limit:
+        if len(self.token_ids) >= self.limit:
             return self._finish("length", text)
         return self._keep(text)
 

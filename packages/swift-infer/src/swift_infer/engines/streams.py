@@ -1,80 +1,62 @@
-"""A producer in a thread, seen as an iterator; closing the iterator aborts the producer."""
+"""A request that is being answered elsewhere, seen as an iterator; closing the iterator aborts the request."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-Produce = Callable[[Callable[[T], None], threading.Event], None]
+Emit = Callable[[T], None]
+# Takes where pieces go, and returns the future of the whole answer and what aborts it.
+Begin = Callable[[Emit[T]], tuple[Future[Any], Callable[[], None]]]
 
 
 class _End:
-    """What a producer leaves behind: nothing, or the error it met."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
+    """What stands behind the last piece."""
 
 
-def _start(produce: Produce[T], put: Callable[[T | _End], None], aborted: threading.Event) -> threading.Thread:
-    def work() -> None:
-        error: BaseException | None = None
-        try:
-            produce(put, aborted)
-        except BaseException as caught:  # noqa: BLE001  handed to the consumer, which raises it
-            error = caught
-        put(_End(error))
-
-    thread = threading.Thread(target=work, name="swift-generate")
-    thread.start()
-    return thread
-
-
-def iterate(produce: Produce[T]) -> Iterator[T]:
-    """Yield what a producer puts out; errors of the producer are raised here.
+def follow(begin: Begin[T]) -> Iterator[T]:
+    """Yield the pieces of an answer; what went wrong is raised here.
 
     Args:
-        produce: called in a thread with a function that puts an item out and an event that asks it to stop.
+        begin: starts the request.
     """
     items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
-    aborted = threading.Event()
-    thread = _start(produce, items.put, aborted)
+    result, abort = begin(items.put)
+    result.add_done_callback(lambda _: items.put(_End()))
     try:
         while not isinstance(item := items.get(), _End):
             yield item
-        if item.error is not None:
-            raise item.error
+        result.result()
     finally:
-        aborted.set()
-        thread.join()
+        abort()
+        with suppress(Exception):
+            result.result()  # the engine has let go of it
 
 
-async def iterate_async(produce: Produce[T]) -> AsyncIterator[T]:
-    """Yield what a producer puts out without blocking the event loop; errors of the producer are raised here.
-
-    After closing, the producer ends within one of its steps; it is not waited for.
+async def follow_async(begin: Begin[T]) -> AsyncGenerator[T]:
+    """Yield the pieces of an answer without blocking the event loop; what went wrong is raised here.
 
     Args:
-        produce: called in a thread with a function that puts an item out and an event that asks it to stop.
+        begin: starts the request.
     """
     loop = asyncio.get_running_loop()
     items: asyncio.Queue[T | _End] = asyncio.Queue()
-    aborted = threading.Event()
 
     def put(item: T | _End) -> None:
         # A loop that is closed has no one left to read.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 
-    _start(produce, put, aborted)
+    result, abort = begin(put)
+    result.add_done_callback(lambda _: put(_End()))
     try:
         while not isinstance(item := await items.get(), _End):
             yield item
-        if item.error is not None:
-            raise item.error
+        result.result()
     finally:
-        aborted.set()
+        abort()

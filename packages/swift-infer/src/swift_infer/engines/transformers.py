@@ -1,25 +1,26 @@
-"""The engine over transformers' generate: dynamic batches, streams, adapters."""
+"""The engine over transformers' models: continuous batches, streams, adapters, weights that change."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from swift_core.batching.media import merge_model_inputs
 from swift_core.config.sections import MediaSection, ModelSection, TemplateSection
 from swift_core.config.training import short_name
 from swift_core.errors import ConfigError, DataError, EngineError, RequestError
 from swift_core.models.dtype import resolve_dtype
 from swift_core.models.loading import load_model, load_processor, load_tokenizer, max_model_length, resolve_model_folder, tokenizer_of
-from swift_core.protocols import AssistantMessage, ChatChoice, EncodedSample, InferRequest, InferResponse, RequestConfig, TextDelta, Usage
+from swift_core.protocols import Capabilities, EncodedSample, InferRequest, InferResponse, RequestConfig, Running, TextDelta
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import MediaTemplate, build_processor_template, is_multimodal
 from swift_core.templates.requests import sample_of_request
 from swift_core.train.tuning import load_tuner
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from swift_infer.adapter_names import adapter_folders, adapter_problems, named_adapters, split_name
@@ -27,16 +28,19 @@ from swift_infer.checkpoint import read_checkpoint
 from swift_infer.config import ChatSection, EngineConfig
 from swift_infer.engines.adapters import NamedAdapters
 from swift_infer.engines.answer import Answer
-from swift_infer.engines.sampling import Sampling, processors, resolve_sampling, row_seed
-from swift_infer.engines.streams import iterate, iterate_async
-
-Emit = Callable[[TextDelta], None]
+from swift_infer.engines.lines import Emit, Job, Line, LogprobsMode
+from swift_infer.engines.paged import Loaded
+from swift_infer.engines.runners import ChosenRunner
+from swift_infer.engines.sampling import resolve_drawing, row_seed
+from swift_infer.engines.scheduler import Scheduler
+from swift_infer.engines.streams import follow, follow_async
+from swift_infer.engines.weights import adapter_folder, drop_weights, missing_weights, replace_weights, token_budget
 
 
 class TransformersEngine:
     """Answers requests with a transformers model in this process.
 
-    One batch runs at a time; calls from other threads wait.
+    Requests of all callers run together: each step writes one token of every answer, new requests join between two steps.
 
     Args:
         model_path: anything `--model` takes: a folder, `pypi::NAME`, `hf::ORG/NAME`, `ms::ORG/NAME` or a known name.
@@ -44,11 +48,12 @@ class TransformersEngine:
             chooses one of them, and requests without one get the base model.
         template, system: prompt format and default system message.
         torch_dtype: `float32`, `bfloat16` or `float16`; by default as saved.
-        max_batch_size: most rows in one forward pass.
+        max_batch_size: most answers that are written at the same time.
         max_length: most tokens of prompt and answer together; by default what the model allows.
         media: sizes and limits of images, videos and sounds.
         use_cpu: stay on the CPU even where there is an accelerator.
         trust_remote_code: run Python code that comes with the model.
+        logprobs_mode: log-probabilities are those of the model's own distribution (`raw`) or of the one that a token was drawn from.
 
     Raises:
         NotFoundError: when the model or adapter is absent.
@@ -65,11 +70,12 @@ class TransformersEngine:
         template: str | None = None,
         system: str | None = None,
         torch_dtype: Any = None,
-        max_batch_size: int = 8,
+        max_batch_size: int = 32,
         max_length: int | None = None,
         media: MediaSection | None = None,
         use_cpu: bool = False,
         trust_remote_code: bool = False,
+        logprobs_mode: LogprobsMode = "raw",
     ) -> None:
         loading = ModelSection(
             model=str(model_path),
@@ -80,7 +86,16 @@ class TransformersEngine:
             trust_remote_code=trust_remote_code,
         )
         chat = ChatSection(template=template, system=system, max_length=max_length)
-        self._load(EngineConfig(loading=loading, chat=chat, media=media or MediaSection(), max_batch_size=max_batch_size, use_cpu=use_cpu))
+        self._load(
+            EngineConfig(
+                loading=loading,
+                chat=chat,
+                media=media or MediaSection(),
+                max_batch_size=max_batch_size,
+                use_cpu=use_cpu,
+                logprobs_mode=logprobs_mode,
+            )
+        )
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
@@ -102,7 +117,7 @@ class TransformersEngine:
         *,
         chat: ChatSection | None = None,
         media: MediaSection | None = None,
-        max_batch_size: int = 8,
+        max_batch_size: int = 32,
         model_name: str = "model",
     ) -> Self:
         """Answer with a model that is loaded already; it is used where it is and as it is, with its tokenizer or processor."""
@@ -125,33 +140,65 @@ class TransformersEngine:
         if not getattr(model, "is_quantized", False):  # packed weights are on their device already
             model = model.to(device)
         model.eval()
-        self._assemble(model, processor, config.chat, config.media, config.max_batch_size, _display_name(loading))
+        self._assemble(model, processor, config.chat, config.media, config.max_batch_size, _display_name(loading), config.logprobs_mode)
         for name, folder in named.items():
             self.add_adapter(name, folder)
 
-    def _assemble(self, model: Any, processor: Any, chat: ChatSection, media: MediaSection, max_batch_size: int, model_name: str) -> None:
+    def _assemble(
+        self,
+        model: Any,
+        processor: Any,
+        chat: ChatSection,
+        media: MediaSection,
+        max_batch_size: int,
+        model_name: str,
+        logprobs_mode: LogprobsMode = "raw",
+    ) -> None:
         if max_batch_size < 1:
             raise EngineError(f"max_batch_size is {max_batch_size}", fix="give 1 or more")
         values = {name: getattr(chat, name) for name in TemplateSection.model_fields if name in type(chat).model_fields}
         self.model_name = model_name
-        self.model = model
+        self._loaded = Loaded(model, NamedAdapters(), logprobs=logprobs_mode)
         self.tokenizer = tokenizer_of(processor)
         self.template: ChatTemplate = build_processor_template(processor, TemplateSection(**values), media)
         limits = [limit for limit in (max_model_length(model.config, self.tokenizer), chat.max_length) if limit]
         self.context_length: int | None = min(limits) if limits else None
         # Code from a model's folder need not know of padding on the left.
         self.max_batch_size = 1 if hasattr(model, "media_adapter") else max_batch_size
-        self._named = NamedAdapters()
-        self._lock = threading.Lock()
-        self._closed = False
+        self._runner = ChosenRunner(self._loaded, pad_id=self.tokenizer.pad_token_id, max_rows=self.max_batch_size)
+        self.scheduler = Scheduler(self._runner, max_rows=self.max_batch_size, max_tokens=token_budget(model))
+
+    @property
+    def model(self) -> Any:
+        """Return the model, with its adapters."""
+        return self._loaded.model
+
+    @property
+    def version(self) -> int:
+        """Return the version of the weights, as the last update said."""
+        return self._loaded.version
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what the engine can do."""
+        return Capabilities(
+            token_ids=True,
+            logprobs=True,
+            prompt_logprobs=True,
+            adapters=True,
+            media=isinstance(self.template, MediaTemplate),
+            abort=True,
+            weights=True,
+            sleep=True,
+        )
 
     @property
     def adapters(self) -> list[str]:
         """Return the names of the adapters that requests can ask for."""
-        return self._named.names()
+        return self._loaded.named.names()
 
     def add_adapter(self, name: str, folder: str | Path) -> None:
-        """Load an adapter beside those there are, after the batch that is running; requests may ask for it from then on.
+        """Load an adapter beside those there are, between two steps; requests may ask for it from then on.
 
         Raises:
             EngineError: when the name is taken, or the adapter cannot stand beside others.
@@ -160,34 +207,56 @@ class TransformersEngine:
         """
         if name == self.model_name:
             raise EngineError(f"{name!r} is the name of the model itself", fix="choose another name for the adapter")
-        with self._lock:
-            self._check_open()
-            self.model = self._named.add(self.model, name, Path(folder).expanduser())
+        self._change(lambda: self._loaded.named.add(self.model, name, Path(folder).expanduser()))
 
     def remove_adapter(self, name: str) -> None:
-        """Take an adapter away, after the batch that is running.
+        """Take an adapter away, after the answers that are running.
 
         Raises:
             EngineError: when there is none of that name.
         """
-        with self._lock:
-            self._check_open()
-            self.model = self._named.remove(self.model, name)
+        self._change(lambda: self._loaded.named.remove(self.model, name), "wait")
+
+    def _change(self, change: Callable[[], Any], running: Running = "keep") -> None:
+        def act() -> None:
+            self._loaded.model = change()
+            self._runner.renew()
+
+        self.scheduler.call(act, running)
+
+    # ---- answers ---------------------------------------------------------------------------------------------------
 
     def infer(self, requests: Sequence[InferRequest], config: RequestConfig | None = None) -> list[InferResponse]:
-        """Answer all requests, in order.
-
-        Requests of like length share a forward pass; an answer does not depend on its neighbours.
+        """Answer all requests, in order; they run together with those of other callers.
 
         Raises:
             RequestError: when a request is longer than the context.
             TemplateError: when messages cannot be rendered.
             EngineError: when the engine is closed or runs out of memory.
         """
-        wanted = config or RequestConfig()
-        rows = [row for request in requests for row in self._rows(request, wanted)]
-        self._run(rows, wanted, emit=None, aborted=threading.Event())
-        return [_response(rows[start : start + wanted.n]) for start in range(0, len(rows), wanted.n)]
+        jobs = [self._job(request, config or RequestConfig()) for request in requests]
+        self.scheduler.submit(jobs)
+        try:
+            return [job.result.result() for job in jobs]
+        except BaseException:
+            self._abort(jobs)
+            raise
+
+    async def ainfer(self, request: InferRequest, config: RequestConfig | None = None) -> InferResponse:
+        """Answer one request without blocking the event loop; cancelling it aborts the request.
+
+        Raises:
+            RequestError: when the request is longer than the context.
+            TemplateError: when messages cannot be rendered.
+            EngineError: when the engine is closed or runs out of memory.
+        """
+        job = await asyncio.to_thread(self._job, request, config or RequestConfig())
+        self.scheduler.submit([job])
+        try:
+            return await asyncio.shield(asyncio.wrap_future(job.result))
+        except BaseException:
+            self._abort([job])
+            raise
 
     def stream(self, request: InferRequest, config: RequestConfig | None = None) -> Iterator[TextDelta]:
         """Answer one request piece by piece; closing the iterator aborts it.
@@ -197,7 +266,7 @@ class TransformersEngine:
             TemplateError: at the first piece, when messages cannot be rendered.
             EngineError: when the engine is closed or runs out of memory.
         """
-        return iterate(self._producer(request, config or RequestConfig()))
+        return follow(lambda emit: self._begin(request, config or RequestConfig(), emit))
 
     def astream(self, request: InferRequest, config: RequestConfig | None = None) -> AsyncIterator[TextDelta]:
         """Answer one request piece by piece without blocking the event loop; closing the iterator aborts it.
@@ -207,15 +276,101 @@ class TransformersEngine:
             TemplateError: at the first piece, when messages cannot be rendered.
             EngineError: when the engine is closed or runs out of memory.
         """
-        return iterate_async(self._producer(request, config or RequestConfig()))
+        return follow_async(lambda emit: self._begin(request, config or RequestConfig(), emit))
+
+    def abort(self, request_id: str | None = None) -> int:
+        """End requests of that name, or all of them, with what they have; return how many answers were ended."""
+        return self.scheduler.abort(request_id)
 
     def close(self) -> None:
-        """Free the model, after the batch that is running."""
-        with self._lock:
-            self._closed = True
-            self.model = cast(Any, None)
+        """End what runs and free the model."""
+        self.scheduler.close()
+        self._loaded.model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _begin(self, request: InferRequest, config: RequestConfig, emit: Emit) -> tuple[Future[InferResponse], Callable[[], None]]:
+        job = self._job(request, config, emit)
+        self.scheduler.submit([job])
+        return job.result, lambda: self._abort([job])
+
+    def _abort(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if not job.result.done():
+                job.abort()
+        self.scheduler.wake()
+
+    # ---- weights ---------------------------------------------------------------------------------------------------
+
+    def update_weights(self, weights: Mapping[str, Tensor], *, version: int | None = None, running: Running = "wait") -> None:
+        """Replace weights by the names of the model's files; the version moves where one is given.
+
+        Raises:
+            RequestError: when a name or shape is not the model's; nothing is changed then.
+        """
+
+        def act() -> None:
+            replace_weights(self.model, weights)
+            self._loaded.version = self.version if version is None else version
+
+        self.scheduler.call(act, running)
+
+    def update_adapter(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        *,
+        version: int | None = None,
+        running: Running = "wait",
+    ) -> None:
+        """Put a PEFT adapter in the place of the one of that name, or beside the others.
+
+        Raises:
+            EngineError: when it is no adapter that can stand beside others.
+            CheckpointError: when it does not fit the model.
+        """
+        named = self._loaded.named
+
+        def act() -> None:
+            with adapter_folder(settings, weights) as folder:
+                self._loaded.model = named.replace(self.model, name, folder)
+            self._runner.renew()
+            self._loaded.version = self.version if version is None else version
+
+        self.scheduler.call(act, running)
+
+    def pause(self, running: Running = "wait") -> None:
+        """Begin nothing new from now on; return once what runs has ended, was aborted or stands still."""
+        self.scheduler.pause(running)
+
+    def resume(self) -> None:
+        """Go on.
+
+        Raises:
+            RequestError: when weights are missing.
+        """
+        if missing := self.scheduler.call(lambda: missing_weights(self.model)):
+            raise RequestError(
+                f"{len(missing)} weights are missing since the engine slept, such as {missing[0]}", fix="send them", code="weights_missing"
+            )
+        self.scheduler.resume()
+
+    def sleep(self, level: int = 1) -> None:
+        """Let running answers end, begin nothing new and give memory back: 1 that of keys and values, 2 that of the weights too."""
+        self.scheduler.pause("wait")
+        if level > 1:
+            self.scheduler.call(lambda: drop_weights(self.model))
+
+    def wake(self) -> None:
+        """Go on.
+
+        Raises:
+            RequestError: when weights are missing.
+        """
+        self.resume()
+
+    # ---- requests --------------------------------------------------------------------------------------------------
 
     def prompt_ids(self, request: InferRequest) -> list[int]:
         """Return the token ids of a request's prompt, media expanded.
@@ -245,15 +400,32 @@ class TransformersEngine:
         return None if request.adapter == self.model_name else request.adapter
 
     def _check_adapter(self, name: str | None) -> None:
-        if name is not None and name not in self._named:
+        if name is not None and name not in self._loaded.named:
             choices = ", ".join(repr(one) for one in (self.model_name, *self.adapters))
             raise RequestError(f"no adapter {name!r} is loaded", fix=f"leave it out, or ask for one of {choices}")
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EngineError("the engine is closed", fix="make a new one")
+    def _job(self, request: InferRequest, config: RequestConfig, emit: Emit | None = None) -> Job:
+        prompt = self._prompt(request)
+        room = config.max_tokens if self.context_length is None else min(config.max_tokens, self.context_length - len(prompt))
+        if room < 1 or config.n < 1:
+            raise RequestError(f"max_tokens is {config.max_tokens} and n is {config.n}", fix="give 1 or more")
+        drawing = resolve_drawing(config, getattr(self.model, "generation_config", None))
+        ending = frozenset((*config.stop_token_ids, *(() if config.ignore_eos else self.template.stop_token_ids)))
+        words = (*config.stop, *(() if config.ignore_eos else self.template.stop_words))
+
+        def line(index: int) -> Line:
+            answer = Answer(self._decode, stop_ids=ending, stops=words, limit=room)
+            return Line(index, answer, drawing, row_seed(config.seed, index), quiet_until=config.min_tokens, stop_ids=ending)
+
+        lines = [line(index) for index in range(config.n)]
+        return Job(prompt, self._adapter_of(request), config, lines, emit=emit, request_id=request.request_id)
 
     def _encoded(self, request: InferRequest) -> EncodedSample:
+        if request.prompt_ids is not None:
+            vocabulary = self.model.get_input_embeddings().num_embeddings
+            if any(not 0 <= token < vocabulary for token in request.prompt_ids):
+                raise RequestError(f"prompt_ids holds numbers that are no token of {vocabulary}", fix="send ids of this model's tokenizer")
+            return EncodedSample(list(request.prompt_ids), [-100] * len(request.prompt_ids))
         sample = sample_of_request(request.messages, request.tools)
         if isinstance(self.template, MediaTemplate):
             try:
@@ -265,152 +437,8 @@ class TransformersEngine:
         ids = list(self.template.encode_prompt(sample.messages, sample.tools))
         return EncodedSample(ids, [-100] * len(ids))
 
-    def _producer(self, request: InferRequest, config: RequestConfig) -> Callable[[Emit, threading.Event], None]:
-        def produce(emit: Emit, aborted: threading.Event) -> None:
-            self._run(self._rows(request, config), config, emit=emit, aborted=aborted)
-
-        return produce
-
-    def _rows(self, request: InferRequest, config: RequestConfig) -> list[_Row]:
-        prompt = self._prompt(request)
-        room = config.max_tokens if self.context_length is None else min(config.max_tokens, self.context_length - len(prompt))
-        if room < 1 or config.n < 1:
-            raise RequestError(f"max_tokens is {config.max_tokens} and n is {config.n}", fix="give 1 or more")
-        stops = (*self.template.stop_words, *config.stop)
-        return [
-            _Row(
-                index,
-                prompt,
-                self._adapter_of(request),
-                row_seed(config.seed, index),
-                Answer(self._decode, stop_ids=self.template.stop_token_ids, stops=stops, limit=room),
-                room,
-            )
-            for index in range(config.n)
-        ]
-
     def _decode(self, ids: Sequence[int]) -> str:
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _run(self, rows: list[_Row], config: RequestConfig, *, emit: Emit | None, aborted: threading.Event) -> None:
-        with self._lock:
-            self._check_open()
-            for row in rows:
-                self._check_adapter(row.adapter)  # it may have been taken away since the request came
-            sampling = resolve_sampling(config, self.model.generation_config)
-            for batch in self._batches(rows):
-                progress = _Progress(batch, rows, emit, aborted)
-                if not aborted.is_set():
-                    self._generate(batch, sampling, progress)
-                progress.abort_rest()
-
-    def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
-        """Yield rows of like length together; rows of different adapters too, where the adapters allow it."""
-        groups = [rows]
-        if not self._named.mixes(self.model):
-            groups = [[row for row in rows if row.adapter == name] for name in dict.fromkeys(row.adapter for row in rows)]
-        for group in groups:
-            order = sorted(group, key=lambda row: len(row.prompt))
-            yield from (order[start : start + self.max_batch_size] for start in range(0, len(order), self.max_batch_size))
-
-    @torch.inference_mode()
-    def _generate(self, batch: list[_Row], sampling: Sampling, progress: _Progress) -> None:
-        device = self.model.device
-        pad = self.tokenizer.pad_token_id
-        width = max(len(row.prompt) for row in batch)
-        # Left padding: every row's last prompt token stands in the last column, where generation goes on.
-        ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in batch], device=device)
-        mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch], device=device)
-        media = merge_model_inputs([row.encoded for row in batch], pad_left=True, dtype=self.model.dtype)
-        steps = processors(sampling, [row.prompt for row in batch], [row.seed for row in batch], device)
-        try:
-            with self._named.using(self.model, [row.adapter for row in batch]):
-                self.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    **{name: value.to(device) for name, value in media.items()},
-                    generation_config=self._generation_config(max(row.room for row in batch)),
-                    logits_processor=steps,
-                    stopping_criteria=StoppingCriteriaList([progress]),
-                )
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"out of memory with {len(batch)} rows of {width} tokens", fix="lower --max_batch_size or --max_length"
-            ) from error
-
-    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
-        # Sampling, penalties and stops are ours; all else, such as suppressed tokens, stays as the model's own file says.
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            use_cache=True,
-            return_dict_in_generate=False,
-            eos_token_id=sorted(self.template.stop_token_ids) or None,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-
-
-class _Row:
-    """One line of a batch: answer number `index` to a request."""
-
-    __slots__ = ("adapter", "answer", "encoded", "index", "prompt", "room", "seed")
-
-    def __init__(self, index: int, encoded: EncodedSample, adapter: str | None, seed: int, answer: Answer, room: int) -> None:
-        self.index = index
-        self.adapter = adapter
-        self.encoded = encoded
-        self.prompt = encoded.input_ids
-        self.seed = seed
-        self.answer = answer
-        self.room = room
-
-
-class _Progress(StoppingCriteria):
-    """Sees every step of a batch: collects tokens, passes text on, ends rows and aborted batches."""
-
-    def __init__(self, batch: list[_Row], rows: list[_Row], emit: Emit | None, aborted: threading.Event) -> None:
-        self._batch = batch
-        self._rows = rows
-        self._emit = emit
-        self._aborted = aborted
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
-        """Return which rows are complete, [rows]."""
-        for row, token in zip(self._batch, input_ids[:, -1].tolist(), strict=True):
-            if row.answer.finish_reason is None:
-                self._tell(row, row.answer.push(token))
-        stop = self._aborted.is_set()
-        done = [stop or row.answer.finish_reason is not None for row in self._batch]
-        return torch.tensor(done, device=input_ids.device, dtype=torch.bool)
-
-    def abort_rest(self) -> None:
-        """End the rows that are not complete."""
-        for row in self._batch:
-            if row.answer.finish_reason is None:
-                self._tell(row, row.answer.abort())
-
-    def _tell(self, row: _Row, text: str) -> None:
-        reason = row.answer.finish_reason
-        if self._emit is None or not (text or reason):
-            return
-        complete = reason is not None and all(other.answer.finish_reason for other in self._rows)
-        self._emit(TextDelta(text, row.index, reason, _usage(self._rows) if complete else None))
-
-
-def _response(rows: Sequence[_Row]) -> InferResponse:
-    choices = [
-        ChatChoice(row.index, AssistantMessage(row.answer.text), row.answer.finish_reason or "abort", row.answer.token_ids) for row in rows
-    ]
-    return InferResponse(choices, _usage(rows))
-
-
-def _usage(rows: Sequence[_Row]) -> Usage:
-    return Usage(len(rows[0].prompt), sum(len(row.answer.token_ids) for row in rows))
 
 
 def _device(use_cpu: bool) -> torch.device:

@@ -1,4 +1,4 @@
-"""Who may use the engine: one request at a time, a bounded queue behind it."""
+"""Who may use the engine: so many requests at a time, a bounded queue behind them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ class QueueFullError(Exception):
 
 
 class Admission:
-    """A lock with a bounded number of waiting requests.
+    """Places at the engine, with a bounded number of waiting requests.
+
+    Args:
+        max_waiting: requests that may wait for a place.
+        places: requests that run at the same time.
 
     Attributes:
-        running: requests being answered, 0 or 1.
+        running: requests being answered.
         waiting: requests in the queue.
     """
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int, places: int = 1) -> None:
         self._max_waiting = max_waiting
-        self._lock = asyncio.Lock()
+        self._places = asyncio.Semaphore(places)
         self.running = 0
         self.waiting = 0
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for the engine and hold it.
+        """Wait for a place and hold it.
 
         Raises:
             QueueFullError: when the queue is full.
         """
-        if self._lock.locked() and self.waiting >= self._max_waiting:
+        if self._places.locked() and self.waiting >= self._max_waiting:
             raise QueueFullError
         self.waiting += 1
         try:
-            await self._lock.acquire()
+            await self._places.acquire()
         finally:
             self.waiting -= 1
         self.running += 1
@@ -44,4 +48,4 @@ class Admission:
             yield
         finally:
             self.running -= 1
-            self._lock.release()
+            self._places.release()

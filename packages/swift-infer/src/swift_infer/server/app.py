@@ -8,21 +8,22 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from swift_core.config.training import short_name
 from swift_core.errors import SwiftError
 from swift_core.protocols import AdapterEngine, Engine, RequestConfig, TextEngine
 
-from swift_infer.config import LOOPBACK, ServerSection
+from swift_infer.config import LOOPBACK, RolloutSection, ServerSection
 from swift_infer.server.admission import Admission, QueueFullError
 from swift_infer.server.completions import Completion, answer_whole, describe, open_stream
 from swift_infer.server.gate import BodyTooLargeError, Gate, too_large
 from swift_infer.server.texts import add_text_routes
-from swift_infer.server.wire import ChatCompletionRequest, WireModel, error_body
+from swift_infer.server.wire import ChatCompletionRequest, error_body
 
-Body = TypeVar("Body", bound=WireModel)
+Body = TypeVar("Body", bound=BaseModel)
 
 _INVALID = "invalid_request_error"
 
@@ -37,19 +38,25 @@ class ApiError(Exception):
 
 
 def create_app(
-    engine: Engine | TextEngine, settings: ServerSection, defaults: RequestConfig, *, context_length: int | None = None
+    engine: Engine | TextEngine,
+    settings: ServerSection,
+    defaults: RequestConfig,
+    *,
+    context_length: int | None = None,
+    rollout: RolloutSection | None = None,
 ) -> FastAPI:
     """Return the application.
 
     Args:
-        engine: answers the requests, one at a time.
+        engine: answers the requests, as many at a time as its `max_batch_size` says.
         settings: limits, key and names.
         defaults: how to answer where a request does not say.
         context_length: most tokens of prompt and answer together, for /v1/models and to refuse larger `max_tokens` at once.
+        rollout: adds the control routes of reinforcement learning, with these limits.
     """
     app = FastAPI(title="swift", docs_url=None, redoc_url=None, openapi_url=None)
     name = settings.served_model_name or short_name(engine.model_name)
-    admission = Admission(settings.max_queue)
+    admission = Admission(settings.max_queue, getattr(engine, "max_batch_size", 1) if isinstance(engine, Engine) else 1)
     created = int(time.time())
     app.state.admission = admission
     app.state.model_name = name
@@ -90,10 +97,27 @@ def create_app(
         return body
 
     add_text_routes(app, engine, name=name, admission=admission, read=read_texts)
-    _add_error_handlers(app, settings)
+    larger: dict[str, int] = {}
+    if rollout is not None:
+        larger = {"/rollout/weights": rollout.max_weight_bytes, "/rollout/generate": rollout.max_prompt_bytes}
+        _add_rollout(app, engine, rollout, context_length)
+    _add_error_handlers(app)
     local_only = settings.api_key is None and settings.host in LOOPBACK
-    app.add_middleware(Gate, api_key=settings.api_key, max_bytes=settings.max_request_bytes, local_only=local_only)
+    app.add_middleware(Gate, api_key=settings.api_key, max_bytes=settings.max_request_bytes, local_only=local_only, larger=larger)
     return app
+
+
+def _add_rollout(app: FastAPI, engine: Any, settings: RolloutSection, context_length: int | None) -> None:
+    from swift_infer.server.rollout import OutOfOrderError, add_rollout_routes
+
+    async def read(request: Request, kind: type[Any]) -> Any:
+        return _as(kind, await _read_json(request))
+
+    add_rollout_routes(app, engine, settings, context_length=context_length, read=read)
+
+    @app.exception_handler(OutOfOrderError)
+    async def out_of_order(_: Request, error: OutOfOrderError) -> Response:
+        return JSONResponse(error_body(str(error), kind=_INVALID, code="out_of_order", param="part"), 409)
 
 
 async def _read_body(request: Request, settings: ServerSection) -> ChatCompletionRequest:
@@ -148,7 +172,7 @@ def _check(body: ChatCompletionRequest, names: Sequence[str], settings: ServerSe
             raise ApiError(400, f"{field} is {wanted}, but the model's context has {context_length} tokens", param=field)
 
 
-def _add_error_handlers(app: FastAPI, settings: ServerSection) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
         return JSONResponse(error.body, error.status)
@@ -160,7 +184,13 @@ def _add_error_handlers(app: FastAPI, settings: ServerSection) -> None:
 
     @app.exception_handler(BodyTooLargeError)
     async def large(_: Request, error: BodyTooLargeError) -> Response:
-        return JSONResponse(too_large(settings.max_request_bytes), 413)
+        return JSONResponse(too_large(error.limit), 413)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return JSONResponse(error_body(f"{where}: {first['msg']}", kind=_INVALID, param=where), 400)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:

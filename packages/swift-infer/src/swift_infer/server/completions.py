@@ -57,7 +57,7 @@ class Completion:
 
 async def answer_whole(completion: Completion, request: Request) -> Response:
     """Return the complete response, or give up as soon as the client is gone."""
-    found = await _unless_gone(_collect(completion), request)
+    found = await unless_gone(_collect(completion), request)
     if found is None:
         return Response(status_code=_CLIENT_GONE)
     return JSONResponse(found.model_dump())
@@ -67,7 +67,7 @@ async def open_stream(completion: Completion, request: Request, *, include_usage
     """Return the event stream once the first piece is there, so that a refusal still gets its own status."""
     deltas = completion.deltas()
     try:
-        first = await _unless_gone(anext(deltas, None), request)
+        first = await unless_gone(anext(deltas, None), request)
     except BaseException:
         await deltas.aclose()
         raise
@@ -142,7 +142,7 @@ def _usage(usage: Usage) -> WireUsage:
     return WireUsage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens, total_tokens=usage.total_tokens)
 
 
-async def _unless_gone(work: Coroutine[Any, Any, T], request: Request) -> T | None:
+async def unless_gone(work: Coroutine[Any, Any, T], request: Request) -> T | None:
     """Return the result of `work`, or None after cancelling it when the client hangs up first."""
     task = asyncio.ensure_future(work)
     watch = asyncio.create_task(_gone(request))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -37,12 +38,16 @@ class Gate:
         app: what comes after.
         api_key: key that all but the public paths need, or None.
         max_bytes: largest body.
+        larger: largest body of single paths.
         local_only: refuse host names other than this machine's, so that no web page can reach a server without a key by
             a name that it has pointed here.
     """
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, max_bytes: int, local_only: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, api_key: str | None, max_bytes: int, local_only: bool, larger: Mapping[str, int] | None = None
+    ) -> None:
         self._app = app
+        self._larger = dict(larger or {})
         self._key = KeyCheck(api_key) if api_key is not None else None
         self._max_bytes = max_bytes
         self._local_only = local_only
@@ -56,7 +61,10 @@ class Gate:
         if refusal is not None:
             await _answer(send, *refusal)
             return
-        await self._app(scope, _Limited(receive, self._max_bytes), send)
+        await self._app(scope, _Limited(receive, self._limit(scope)), send)
+
+    def _limit(self, scope: Scope) -> int:
+        return self._larger.get(scope["path"], self._max_bytes)
 
     def _refusal(self, scope: Scope) -> tuple[int, dict[str, Any]] | None:
         raw: dict[bytes, bytes] = dict(scope["headers"])
@@ -66,26 +74,30 @@ class Gate:
         if self._local_only and _host_name(headers.get("host", "")) not in LOOPBACK:
             return 403, error_body("this server answers requests to this machine only", kind="permission_error", code="host_not_allowed")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and len(length) < 20 and int(length) <= self._max_bytes:
+        if length.isdecimal() and len(length) < 20 and int(length) <= self._limit(scope):
             return None
-        return 413, too_large(self._max_bytes)
+        return 413, too_large(self._limit(scope))
 
 
 class BodyTooLargeError(Exception):
     """Raised by `receive` when a body without an honest length grows over the limit."""
 
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
 
 class _Limited:
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive = receive
-        self._left = max_bytes
+        self._limit = self._left = max_bytes
 
     async def __call__(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                raise BodyTooLargeError
+                raise BodyTooLargeError(self._limit)
         return message
 
 

@@ -16,7 +16,7 @@ import uvicorn
 from swift_core.errors import LaunchError
 from swift_core.protocols import Engine, TextEngine
 
-from swift_infer.config import LOOPBACK, DeployConfig, ServerSection
+from swift_infer.config import LOOPBACK, DeployConfig, RolloutConfig, ServerSection
 from swift_infer.server.app import create_app
 
 _BACKLOG = 2048
@@ -37,7 +37,9 @@ def serve(config: DeployConfig, build_engine: Callable[[], Engine | TextEngine])
         listener.close()
         raise
     try:
-        app = create_app(engine, settings, config.generation.as_request(), context_length=getattr(engine, "context_length", None))
+        context_length = getattr(engine, "context_length", None)
+        rollout = config.rollout if isinstance(config, RolloutConfig) else None
+        app = create_app(engine, settings, config.generation.as_request(), context_length=context_length, rollout=rollout)
         _listen(listener, settings)
         _announce(listener, settings, app.state.model_name)
         with _quiet_signals():
