@@ -15,8 +15,7 @@ pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.e2e  # two processes and a compiler
 
 ALONE, BOTH = {"gradient_accumulation_steps": 4}, {"gradient_accumulation_steps": 2}
-# Sums of gradients in another order, which Adam divides by their own size: small ones may differ in their last digits.
-LOSS, WEIGHT = 2e-5, 1e-4
+LOSS, WEIGHT = 2e-5, 5e-5
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from swift_core.batching.layout import Layout
 from swift_core.cli.main import main
 from swift_core.config.combinations import FEATURES, MODES, check_processes, table
-from swift_core.config.parallel import DEEPSPEED_PRESETS, ParallelSection, deepspeed_settings, deepspeed_stage, mode_of
+from swift_core.config.parallel import (
+    DEEPSPEED_PRESETS,
+    ParallelSection,
+    deepspeed_settings,
+    deepspeed_stage,
+    mode_of,
+    processes_for_a_sample,
+)
 from swift_core.config.training import SftConfig
-from swift_core.errors import ConfigError, LaunchError
+from swift_core.errors import ConfigError, LaunchError, ModelError
 from swift_core.launch import launcher
-from swift_core.train.parallel import backend_of, training_device
+from swift_core.scoring import ring
+from swift_core.scoring.sequence import places
+from swift_core.train.parallel import backend_of, layers_over_devices, training_device
+from swift_core.train.sharding.engine import Engine
+from swift_core.train.sharding.sequence import mode_for
 
 
 def config(**settings: Any) -> SftConfig:
@@ -32,8 +44,14 @@ FSDP: dict[str, Any] = {"fsdp": ["full_shard"]}
         ({"deepspeed": "zero3", "fuse_layers": True}, ["--fuse_layers", "does not go with --deepspeed"]),
         ({**FSDP, "quant_method": "bnb", "quant_bits": 4}, ["--quant_method", "packed weights cannot be cut"]),
         ({"tensor_parallel_size": 2, "bf16": True}, ["--bf16", "autocast", "--torch_dtype bfloat16"]),
-        ({"sequence_parallel_size": 2}, ["--sequence_parallel_size", "does not offer it yet", "--fsdp full_shard"]),
-        ({"pipeline_parallel_size": 2}, ["--pipeline_parallel_size", "does not offer it yet"]),
+        ({"sequence_parallel_size": 2, "padding_free": False}, ["--padding_free false", "--sequence_parallel_size", "side by side"]),
+        ({"sequence_parallel_size": 2, "task_type": "embedding"}, ["--task_type", "made for next-token prediction", "--fsdp full_shard"]),
+        ({"sequence_parallel_size": 2, "tensor_parallel_size": 2}, ["--sequence_parallel_size", "does not go with --tensor_parallel_size"]),
+        ({"sequence_parallel_size": 2, "fuse_layers": True}, ["--fuse_layers", "the model's own layers"]),
+        ({"sequence_parallel_mode": "ring"}, ["--sequence_parallel_mode", "rows of its own", "--sequence_parallel_size 2"]),
+        ({"pipeline_parallel_size": 2, **FSDP}, ["--pipeline_parallel_size", "does not go with --fsdp"]),
+        ({"pipeline_parallel_size": 2, "bf16": True}, ["--bf16", "--pipeline_parallel_size", "--torch_dtype bfloat16"]),
+        ({"pipeline_parallel_schedule": "gpipe"}, ["--pipeline_parallel_schedule", "holds all layers"]),
         ({"fsdp": ["offload"]}, ["--fsdp offload", "does not say what is spread"]),
         ({"fsdp": ["full_shard", "shard_grad_op"]}, ["--fsdp shard_grad_op", "does not go with full_shard"]),
         ({"fsdp_config": {"reshard_after_forward": True}}, ["--fsdp_config", "does nothing without --fsdp"]),
@@ -56,13 +74,18 @@ def test_what_does_not_go_together_is_refused(settings: dict[str, Any], parts: l
         (FSDP, 1, "--fsdp: needs more than one process"),
         ({"deepspeed": "zero2"}, 1, "--deepspeed: needs more than one process"),
         ({"tensor_parallel_size": 4}, 2, "--tensor_parallel_size 4: there are 2 processes"),
+        ({"tensor_parallel_size": 4}, 8, "--tensor_parallel_size 4: there are 8 processes"),
+        ({"sequence_parallel_size": 4}, 6, "--sequence_parallel_size 4: there are 6 processes"),
+        ({"pipeline_parallel_size": 4}, 2, "--pipeline_parallel_size 4: there are 2 processes"),
+        ({"pipeline_parallel_size": 4}, 1, "NPROC_PER_NODE=4"),
+        ({"device_map": "auto"}, 2, "--device_map: is for one process, and there are 2"),
     ],
 )
 def test_a_mode_needs_its_processes_when_the_run_starts(settings: dict[str, Any], processes: int, part: str) -> None:
     made = config(**settings)
     with pytest.raises(ConfigError, match=part):
         check_processes(made, processes)
-    check_processes(made, made.parallel.tensor_parallel_size if "4" in part else 2)
+    check_processes(made, 1 if "device_map" in settings else max(2, processes_for_a_sample(made.parallel)))
     check_processes(config(), 1)
 
 
@@ -74,6 +97,11 @@ def test_a_mode_needs_its_processes_when_the_run_starts(settings: dict[str, Any]
         ({"fsdp": "shard_grad_op offload"}, "fsdp"),
         ({"deepspeed": "zero1", "packing": True, "max_length": 64}, "deepspeed"),
         ({"tensor_parallel_size": 2}, "tensor"),
+        ({"pipeline_parallel_size": 2}, "pipeline"),
+        ({"device_map": "auto"}, "device_map"),
+        ({"sequence_parallel_size": 2}, "ddp"),
+        ({"sequence_parallel_size": 2, "deepspeed": "zero3"}, "deepspeed"),
+        ({"sequence_parallel_size": 2, "fsdp": ["full_shard"]}, "fsdp"),
     ],
 )
 def test_what_goes_together(settings: dict[str, Any], mode: str) -> None:
@@ -82,7 +110,10 @@ def test_what_goes_together(settings: dict[str, Any], mode: str) -> None:
 
 def test_the_table_says_a_reason_for_every_no(capsys: pytest.CaptureFixture[str]) -> None:
     rows = table()
-    assert [row["with"] for row in rows] == list(FEATURES)
+    assert [row["with"] for row in rows] == [*MODES, *FEATURES]
+    pairs = {row["with"]: row for row in rows[: len(MODES)]}
+    assert all(pairs[one][other] == pairs[other][one] for one in MODES for other in MODES)
+    assert pairs["sequence"]["fsdp"] == "yes" and pairs["pipeline"]["fsdp"].startswith("no: ")
     assert all(row[mode] == "yes" or len(row[mode]) > len("no: ") for row in rows for mode in MODES)
     assert all(mode in MODES for feature in FEATURES.values() for mode in feature.refused)
     assert all(feature.fix for feature in FEATURES.values() if feature.refused)
@@ -150,6 +181,79 @@ def test_backends_that_do_not_fit_the_device_are_refused() -> None:
         backend_of("cpu", "nccl")
     with pytest.raises(LaunchError, match="cannot share an Apple GPU"):
         backend_of("mps")
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "found"), [(None, 2, "ulysses"), (None, 3, "ring"), ("ring", 2, "ring"), ("ulysses", 4, "ulysses")]
+)
+def test_heads_are_dealt_out_where_they_can_be(mode: str | None, size: int, found: str) -> None:
+    assert mode_for(ParallelSection(sequence_parallel_size=size, sequence_parallel_mode=mode), heads=4) == found
+
+
+def test_heads_that_cannot_be_dealt_out_are_named() -> None:
+    with pytest.raises(ModelError, match="has 4 heads, which cannot be dealt to 3 processes"):
+        mode_for(ParallelSection(sequence_parallel_size=3, sequence_parallel_mode="ulysses"), heads=4)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_every_token_of_a_row_has_one_owner(balanced: bool) -> None:
+    dealt = places(24, 3, balanced=balanced)
+    assert sorted(torch.cat(dealt).tolist()) == list(range(24))
+    # Causal attention costs a token as much as there is before it.
+    costs = [int(part.sum()) for part in dealt]
+    assert (max(costs) == min(costs)) == balanced
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_rounds_of_a_ring_see_what_a_row_sees(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    monkeypatch.setattr(ring, "TILE", 3)
+    # A prompt, two answers that continue it, and a sample of its own.
+    layout = Layout((5, 4, 3, 4), (-1, 0, 0, -1))
+    expected = torch.zeros(16, 16, dtype=torch.bool)
+    for number in range(4):
+        start, stop = layout.span(number)
+        reach = [place for span in layout.before(number) for place in range(*span)]
+        for query in range(start, stop):
+            keys = [*reach, *range(start, query + 1)]
+            expected[query, keys if window is None else keys[-window:]] = True
+    found = torch.zeros_like(expected)
+    for rank in range(2):
+        for other in range(2):
+            mine, theirs = places(16, 2, balanced=True)[rank], places(16, 2, balanced=True)[other]
+            for tile in ring.tiles(layout, 2, rank, other, window):
+                queries, keys = mine[tile.queries], theirs[tile.keys]
+                found[queries[:, None], keys[None]] |= torch.ones(len(queries), len(keys)).bool() if tile.seen is None else tile.seen
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("devices", "found"), [(2, "auto"), (1, "there is one accelerator here"), (0, "there is no accelerator here")])
+def test_layers_go_over_the_devices_that_are_there(monkeypatch: pytest.MonkeyPatch, devices: int, found: str) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: devices)
+    section = ParallelSection(device_map="auto")
+    if devices > 1:
+        assert layers_over_devices(section) == found
+    else:
+        with pytest.raises(LaunchError, match=found):
+            layers_over_devices(section)
+    assert layers_over_devices(ParallelSection()) is None
+
+
+def test_a_model_over_several_devices_stays_there() -> None:
+    moved: list[object] = []
+
+    class Model(torch.nn.Linear):
+        def to(self, *args: object, **kwargs: object) -> Model:
+            moved.extend(args)
+            return self
+
+    world: Any = type("World", (), {"device": torch.device("cpu")})
+    model = Model(1, 1)
+    Engine(world).place(model)
+    assert moved == [torch.device("cpu")]
+    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    Engine(world).place(model)
+    assert len(moved) == 1
 
 
 def test_two_machines_meet_where_the_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:

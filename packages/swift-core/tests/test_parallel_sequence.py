@@ -54,7 +54,7 @@ def test_two_ranks_that_share_rows_train_as_one_process(runs: tuple[Path, dict[s
     assert len(found) == (3 if "_on" in name or "_from" in name else 6)
     assert found == pytest.approx(losses(folder / "alone")[-len(found) :], abs=2e-5)
     assert why_invalid(folder / name / "checkpoint-4") is None
-    assert largest_difference(folder / "alone" / "checkpoint-4", folder / name / "checkpoint-4") < 1e-4
+    assert largest_difference(folder / "alone" / "checkpoint-4", folder / name / "checkpoint-4") < 2e-5
 
 
 @pytest.mark.skipif(not PEFT, reason="needs peft")
@@ -62,7 +62,7 @@ def test_adapters_train_on_shared_rows(runs: tuple[Path, dict[str, str]]) -> Non
     folder, _ = runs
     assert losses(folder / "ring_lora") == pytest.approx(losses(folder / "lora_alone"), abs=2e-5)
     name, last = "adapter_model.safetensors", "checkpoint-4"
-    assert largest_difference(folder / "lora_alone" / last, folder / "ring_lora" / last, name) < 1e-4
+    assert largest_difference(folder / "lora_alone" / last, folder / "ring_lora" / last, name) < 2e-5
 
 
 def test_one_process_goes_on_from_shared_rows(runs: tuple[Path, dict[str, str]], tmp_path: Path) -> None:

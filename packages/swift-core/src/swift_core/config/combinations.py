@@ -19,6 +19,7 @@ MODES = {
     "tensor": "tensor parallel: every process keeps a part of each matrix (--tensor_parallel_size N)",
     "sequence": "sequence parallel: every process keeps a part of each sample (--sequence_parallel_size N)",
     "pipeline": "pipeline parallel: every process keeps some of the layers (--pipeline_parallel_size N)",
+    "device_map": "one process keeps some of the layers on each of its devices (--device_map auto)",
 }
 
 # Optimizers that treat each number by itself: a part of a matrix is enough for them.
@@ -67,8 +68,9 @@ FEATURES: dict[str, Feature] = {
         "--tuner_type", lambda config: _part(config, "tuner", "tuner_type") not in (None, "full", "lora"),
         {"fsdp": _TRIED, "deepspeed": _TRIED, "sequence": _TRIED, "pipeline": _TRIED, "tensor": _NO_PLACE},
         "use --tuner_type lora, or plain DDP"),
-    "rlhf": Feature("swift rlhf", lambda config: type(config).command == "rlhf",
-        {"sequence": _ONE_LOSS, "pipeline": _ONE_LOSS}, "use --fsdp full_shard or --deepspeed zero3"),
+    "rlhf": Feature("swift rlhf", lambda config: getattr(config, "command", "") == "rlhf",
+        {"sequence": _ONE_LOSS, "pipeline": _ONE_LOSS, "device_map": "models of several roles are placed on one device"},
+        "use --fsdp full_shard or --deepspeed zero3"),
     "other_tasks": Feature("--task_type", lambda config: _part(config, "task", "task_type") not in (None, "causal_lm"),
         {"sequence": _ONE_LOSS, "pipeline": _ONE_LOSS}, "use --fsdp full_shard or --deepspeed zero3"),
     "packing": Feature("--packing", lambda config: config.training.packing, {}, ""),
@@ -89,7 +91,7 @@ FEATURES: dict[str, Feature] = {
         {"fsdp": _FIXED, "deepspeed": _FIXED, "tensor": _FIXED, "pipeline": _FIXED}, "remove it"),
     "fused_layers": Feature("--fuse_layers", lambda config: config.training.fuse_layers is True,
         {"fsdp": _SPLIT, "deepspeed": _SPLIT, "tensor": _SPLIT, "sequence": "processes that share rows run the model's own layers",
-         "pipeline": "each process holds some of the layers"}, "remove it"),
+         "pipeline": "each process holds some of the layers", "device_map": "layers are called through hooks"}, "remove it"),
     "liger": Feature("--use_liger_kernel", lambda config: config.training.use_liger_kernel,
         {"tensor": _SPLIT, "pipeline": "each process holds some of the layers"}, "remove it"),
     "neftune": Feature("--neftune_noise_alpha", lambda config: config.training.neftune_noise_alpha is not None,
@@ -127,6 +129,11 @@ def check_processes(config: TrainingConfig, processes: int) -> None:
     }
     for mode, flag in modes_asked(config).items():
         size = sizes.get(mode, 1)
+        if mode == "device_map":
+            if processes > 1:
+                fix = "start one, or use --pipeline_parallel_size"
+                raise ConfigError([Problem(flag, f"is for one process, and there are {processes}", fix)])
+            continue
         if processes < 2:
             raise ConfigError(
                 [Problem(flag, "needs more than one process", f"start with NPROC_PER_NODE={max(size, 2)} swift ..., or torchrun")]
@@ -184,6 +191,8 @@ def _pair(one: str, other: str) -> str:
         return "yes"
     if "ddp" in (one, other):
         alone = "tensor" in (one, other)
+        if "device_map" in (one, other):
+            return "no: it is for one process"
         return "no: all processes share the same samples" if alone else "yes"
     return "no: they spread the same thing in two ways, or have not been tried together"
 

@@ -45,6 +45,7 @@ MODE_FLAGS = {
     "tensor": "--tensor_parallel_size",
     "sequence": "--sequence_parallel_size",
     "pipeline": "--pipeline_parallel_size",
+    "device_map": "--device_map",
 }
 
 
@@ -77,6 +78,10 @@ class ParallelSection(Section):
         "1f1b", "order of the micro-batches: one forward, one backward, which keeps fewer activations; or all forward, then all backward"
     )
 
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = option(
+        None, "spread the layers of one process over its devices, as transformers does it; one device computes at a time"
+    )
+
     @field_validator("fsdp", mode="before")
     @classmethod
     def _as_words(cls, value: Any) -> Any:
@@ -93,7 +98,7 @@ class ParallelSection(Section):
 
 
 def mode_of(config: TrainingConfig) -> str:
-    """Return what spreads weights: `fsdp`, `deepspeed`, `tensor`, `pipeline`, or `ddp` for one process and plain DDP."""
+    """Return what spreads weights: `fsdp`, `deepspeed`, `tensor`, `pipeline`, `device_map`, or `ddp` for one process and plain DDP."""
     return next((mode for mode in modes_asked(config) if mode != "sequence"), "ddp")
 
 
@@ -111,6 +116,7 @@ def modes_asked(config: TrainingConfig) -> dict[str, str]:
         "tensor": section.tensor_parallel_size > 1,
         "sequence": section.sequence_parallel_size > 1,
         "pipeline": section.pipeline_parallel_size > 1,
+        "device_map": section.device_map is not None,
     }
     return {mode: MODE_FLAGS[mode] for mode in wanted if wanted[mode]}
 

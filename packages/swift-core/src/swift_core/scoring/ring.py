@@ -31,7 +31,7 @@ class _Tile(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _tiles(layout: Layout, size: int, rank: int, other: int, window: int | None) -> tuple[_Tile, ...]:
+def tiles(layout: Layout, size: int, rank: int, other: int, window: int | None) -> tuple[_Tile, ...]:
     """Return the pieces of what one process's queries see of another one's keys."""
     segments = torch.repeat_interleave(torch.arange(len(layout.lengths)), torch.tensor(layout.lengths))
     positions = torch.tensor(layout.positions())
@@ -110,7 +110,7 @@ class _RingAttention(torch.autograd.Function):
         for round_ in range(share.size):
             under_way = ring.start(travelling) if round_ + 1 < share.size else None
             keys, values = travelling.split([key.shape[-1], value.shape[-1]], dim=-1)
-            for tile in _tiles(layout, share.size, share.rank, (share.rank - round_) % share.size, window):
+            for tile in tiles(layout, share.size, share.rank, (share.rank - round_) % share.size, window):
                 scores = _scores(query, keys, tile, scale)
                 before = normaliser[:, :, tile.queries]
                 now = torch.logaddexp(before, scores.logsumexp(-1))
@@ -143,7 +143,7 @@ class _RingAttention(torch.autograd.Function):
             under_way = ring.start(travelling) if round_ + 1 < share.size else None
             keys, values = travelling.split(widths, dim=-1)
             of_key, of_value = gathered.split(widths, dim=-1)
-            for tile in _tiles(layout, share.size, share.rank, (share.rank - round_) % share.size, window):
+            for tile in tiles(layout, share.size, share.rank, (share.rank - round_) % share.size, window):
                 probabilities = (_scores(query, keys, tile, scale) - normaliser[:, :, tile.queries, None]).exp()
                 gradient = above[:, :, tile.queries]
                 of_value[:, tile.keys] += torch.einsum("hgqk,hgqd->hkd", probabilities.to(gradient.dtype), gradient)

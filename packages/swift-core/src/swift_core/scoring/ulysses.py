@@ -60,8 +60,8 @@ class UlyssesAttention:
             raise TypeError(f"{heads} heads cannot be dealt to {size} processes")
         if key.shape[1] % size:  # fewer key heads than processes: each gets those that its query heads look at
             key, value = (one.repeat_interleave(heads // key.shape[1], 1) for one in (key, value))
-        taken = [self._to_heads(one) for one in (query, key, value)]
-        found, _ = packed_attention(module, *taken, mask, **kwargs)
+        query, key, value = (self._to_heads(one) for one in (query, key, value))
+        found, _ = packed_attention(module, query, key, value, mask, **kwargs)
         return self._to_tokens(found), None
 
     def _to_heads(self, part: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ from swift_core.tasks.reranker import GenerativeReranker, Reranker
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import build_processor_template
 from swift_core.train.output import TrainOutput
-from swift_core.train.parallel import World, make_world, training_device
+from swift_core.train.parallel import World, layers_over_devices, make_world, training_device
 from swift_core.train.task import Task
 from swift_core.train.tuning import adapt, weights_dtype
 
@@ -194,6 +194,7 @@ def build_headed(
         num_labels=labels.count if labels else None,
         problem_type=labels.problem if labels else None,
         quantization=config.quantization,
+        device_map=layers_over_devices(config.parallel),
         device=device,
     )
     settings: Any = loaded.config

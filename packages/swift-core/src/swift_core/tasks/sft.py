@@ -22,7 +22,7 @@ from swift_core.templates.adapted import AdapterTemplate
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import ProcessorTemplate, build_processor_template
 from swift_core.train.output import TrainOutput
-from swift_core.train.parallel import World, make_world, training_device
+from swift_core.train.parallel import World, layers_over_devices, make_world, training_device
 from swift_core.train.task import CausalLm
 from swift_core.train.tuning import adapt, weights_dtype
 
@@ -66,7 +66,13 @@ def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
     # The starting values of new weights must not depend on what ran before.
     set_seed(config.training.seed)
     model: nn.Module = load_model(
-        config.loading, folder, dtype=dtype, task_type="causal_lm", quantization=config.quantization, device=device
+        config.loading,
+        folder,
+        dtype=dtype,
+        task_type="causal_lm",
+        quantization=config.quantization,
+        device=device,
+        device_map=layers_over_devices(config.parallel),
     )
     freeze_parts(model, config.tuner)
     model.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

@@ -23,8 +23,10 @@ from swift_core.train.report import read_log
 JOBS, DONE = "jobs.json", "done.json"
 STEPS = 4
 COMMON: dict[str, Any] = {
-    "add_version": False, "learning_rate": 1e-2, "max_steps": STEPS, "per_device_train_batch_size": 2, "logging_steps": 1,
-    "report_to": ["none"], "use_cpu": True, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
+    "add_version": False, "max_steps": STEPS, "per_device_train_batch_size": 2, "logging_steps": 1, "report_to": ["none"],
+    "use_cpu": True, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 1e-2,
+    # Adam divides a gradient by its own size: what rounding leaves of a gradient of nearly 0 must not become a whole step.
+    "adam_epsilon": 1e-6,
 }  # fmt: skip
 
 

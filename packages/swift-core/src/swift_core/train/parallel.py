@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import KwargsHandler, broadcast_object_list
 
 from swift_core.config.combinations import check_processes
-from swift_core.config.parallel import mode_of, processes_for_a_sample
+from swift_core.config.parallel import ParallelSection, mode_of, processes_for_a_sample
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import LaunchError
 
@@ -113,11 +113,26 @@ def backend_of(device: str, asked: str | None = None) -> str:
     return asked or usual
 
 
+def layers_over_devices(section: ParallelSection) -> str | None:
+    """Return how `--device_map` spreads a model over the devices of this process, None where it is not asked for.
+
+    Raises:
+        LaunchError: when there are not several devices.
+    """
+    if section.device_map is None:
+        return None
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if count < 2:
+        found = f"there is {'one accelerator' if count else 'no accelerator'} here"
+        raise LaunchError(f"--device_map {section.device_map}: {found}, and the layers are to be spread over several", fix="remove it")
+    return section.device_map
+
+
 def make_world(args: TrainingConfig) -> World:
     """Join the processes that torchrun or `NPROC_PER_NODE` started, or stand alone.
 
     Raises:
-        LaunchError: when several processes were started and do not find one another.
+        LaunchError: when several processes were started and do not find one another, or there are not the devices asked for.
         ConfigError: when the settings of DeepSpeed contradict the run, or a mode needs other processes.
         MissingDependencyError: when DeepSpeed is asked for and not installed.
     """
@@ -126,12 +141,13 @@ def make_world(args: TrainingConfig) -> World:
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     mode = mode_of(args)
     check_processes(args, expected)
+    layers_over_devices(args.parallel)  # refused before anything is loaded
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if expected > 1:  # naming a backend makes a lone process look for others
         timeout = datetime.timedelta(seconds=launch.ddp_timeout)
         handlers.append(InitProcessGroupKwargs(backend=backend_of(device, launch.ddp_backend), timeout=timeout))
     # Engines that spread weights have a number type of their own; autocast on top would round twice.
-    precision = "bf16" if bf16 and mode == "ddp" else "no"
+    precision = "bf16" if bf16 and mode in ("ddp", "device_map") else "no"
     # Accelerate remembers the settings of a run before this one in the same process, and would go by them without a word.
     AcceleratorState._reset_state()
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)

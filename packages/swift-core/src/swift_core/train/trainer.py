@@ -100,7 +100,7 @@ class Trainer:
         self.engine = make_engine(args, self.world)
         # Where weights are spread, reading them past their modules would find a part of them; the table refuses --fuse_layers there.
         self.methods = Methods(model, args, self.tuner, self.world.device, whole=not self.engine.in_step)
-        self.model.to(self.world.device)
+        self.engine.place(self.model)
         start_tuner(self.tuner, self.model, args, self.task, train_dataset, total_steps=self.total_steps, pad_token_id=self._pad_token_id())
         if processor is not None and processor is not tokenizer and self.world.accelerator.ddp_handler is not None:
             # Some vision towers have layers that their output does not pass; ranks must not wait for their gradient.
@@ -376,7 +376,7 @@ class Trainer:
         self.progress.pause(time.monotonic() - started)
 
     def _evaluated_now(self) -> bool:
-        return any("eval_loss" in line for line in self.state.log_history if line["step"] == self.state.global_step)
+        return any("eval_runtime" in line for line in self.state.log_history if line["step"] == self.state.global_step)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -38,6 +38,11 @@ class Engine:
     def __init__(self, world: World) -> None:
         self.world = world
 
+    def place(self, model: nn.Module) -> None:
+        """Move the model to this process's device, unless it is spread over several devices, or on its way there when it is cut."""
+        if len(set((getattr(model, "hf_device_map", None) or {}).values())) < 2:
+            model.to(self.world.device)
+
     def shard(self, module: LossModule) -> None:
         """Spread the weights, in place, before the optimizer is made."""
 

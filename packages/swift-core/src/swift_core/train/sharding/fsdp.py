@@ -35,6 +35,9 @@ class FullySharded(DTensorEngine):
         self._bf16 = bf16
         self._root: FSDPModule | None = None
 
+    def place(self, model: nn.Module) -> None:
+        """Leave the model where it is: each unit moves as it is cut, so that no device has to hold the whole model."""
+
     def shard(self, module: LossModule) -> None:
         """Spread the weights, in place.
 

@@ -60,6 +60,9 @@ class PipelineParallel(Engine):
     def _last(self) -> bool:
         return self._number == self._count - 1
 
+    def place(self, model: nn.Module) -> None:
+        """Leave the model where it is: only the weights of a stage move to its device."""
+
     def shard(self, module: LossModule) -> None:
         """Keep this stage's weights, and the names and shapes of all others.
 
@@ -73,7 +76,12 @@ class PipelineParallel(Engine):
             if self._number not in stages:
                 kept = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
                 put(places, kept)
+            else:
+                kept.data = kept.data.to(self.world.device)
             self._owners[kept] = stages
+        for part in module.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                part._buffers[name] = buffer.to(self.world.device)
 
     def wrap(self, module: LossModule, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return the module itself: nothing is called but its parts."""

@@ -60,7 +60,7 @@ class Stages:
         return number * len(self._layers) // self.count, (number + 1) * len(self._layers) // self.count
 
     def _owners(self, inner: nn.Module, children: dict[str, nn.Module]) -> dict[nn.Parameter, tuple[int, ...]]:
-        found = {parameter: (0,) for parameter in children[_BEFORE].parameters()}
+        found: dict[nn.Parameter, tuple[int, ...]] = {parameter: (0,) for parameter in children[_BEFORE].parameters()}
         for number in range(self.count):
             start, stop = self._span(number)
             found.update({parameter: (number,) for layer in self._layers[start:stop] for parameter in layer.parameters()})

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.utils import KwargsHandler
 from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from swift_core.config.parallel import deepspeed_settings
 from swift_core.config.training import TrainingConfig
@@ -49,9 +50,10 @@ def deepspeed_accelerator(args: TrainingConfig, *, device: str, handlers: Sequen
         # Runs with it on a CPU were seen to drift from the losses of one process.
         why = "offload moves weights to the memory of the CPU, where this run is already"
         raise ConfigError([Problem(f"--deepspeed {args.parallel.deepspeed}", why, "--deepspeed zero2 or zero3")])
-    # The model is loaded before it is spread: tuners look at whole weights.
     plugin = DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
     accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=list(handlers))
+    # The plugin tells transformers of ZeRO 3, which would then load parts of weights; tuners and checkpoints look at whole ones.
+    unset_hf_deepspeed_config()
     if accelerator.device.type != device:
         raise LaunchError(f"DeepSpeed runs on {accelerator.device}, not on {device}", fix=f"export DS_ACCELERATOR={device}")
     return accelerator
@@ -92,6 +94,7 @@ class ZeroEngine(Engine):
         if halved:
             plugin.deepspeed_config["bf16"] = {"enabled": True}
         engine: Any = self.world.accelerator.prepare(module, optimizer)[0]
+        unset_hf_deepspeed_config()
         found = deepspeed.comm.get_world_size()
         if not isinstance(engine, deepspeed.DeepSpeedEngine) or found != self.world.size:
             raise LaunchError(
@@ -167,7 +170,9 @@ class ZeroEngine(Engine):
             found = {name: safe_get_full_optimizer_state(parameter, name) for name in names}
             if parameter.dtype != torch.float32:
                 found[_MASTER] = safe_get_full_fp32_param(parameter)  # the weights of the checkpoint are rounded
-            state[number] = {**numbers, **{name: value.detach().cpu().clone() for name, value in found.items() if value is not None}}
+            # Each weight has a count of its own: one that all shared would go up once for each of them.
+            own = {name: _copy(value) for name, value in numbers.items()}
+            state[number] = {**own, **{name: value.detach().cpu().clone() for name, value in found.items() if value is not None}}
         groups, at = list[dict[str, Any]](), 0
         for group, count in zip(self._base.param_groups, self._counts, strict=True):
             kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
@@ -243,7 +248,7 @@ class ZeroEngine(Engine):
         """Return the names of the state's tensors, and what else it holds, such as the number of steps."""
         values = next(iter(self._base.state.values()), {})
         names = [name for name, value in values.items() if isinstance(value, torch.Tensor) and value.ndim > 0]
-        return names, {name: _copy(value) for name, value in values.items() if name not in names}
+        return names, {name: value for name, value in values.items() if name not in names}
 
 
 def _copy(value: Any) -> Any:
