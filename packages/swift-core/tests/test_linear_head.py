@@ -20,7 +20,7 @@ def parts(*, rows: int = 7, vocab: int = 11, dim: int = 5, scale: float = 1.0) -
 @pytest.mark.parametrize("rows", [0, 1, 7])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cross_entropy_and_both_gradients_equal_the_plain_way(rows: int, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_head, "CHUNK_ROWS_TRAINED", 3)
+    monkeypatch.setattr(linear_head, "CHUNK_ROWS", 3)
     hidden, targets, weight = parts(rows=rows)
     weights = torch.linspace(0, 2, rows, dtype=torch.float64) if weighted else None
     found = linear_cross_entropy(hidden, targets, weight, weights=weights)
@@ -32,7 +32,7 @@ def test_cross_entropy_and_both_gradients_equal_the_plain_way(rows: int, weighte
 
 
 def test_log_probabilities_and_their_gradients_equal_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_head, "CHUNK_ROWS_TRAINED", 3)
+    monkeypatch.setattr(linear_head, "CHUNK_ROWS", 3)
     hidden, targets, weight = parts()
     direction = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
     found = linear_logps(hidden, targets, weight)

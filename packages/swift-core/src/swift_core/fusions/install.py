@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,14 @@ Forward = Callable[..., torch.Tensor]
 # Share of the norm by which a fused layer may differ: another order of sums, and in half precision roundings that it spares.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF_TOLERANCE = 2e-2
+
+
+def is_plain(weight: object) -> bool:
+    """Say whether a weight is one tensor with all its numbers at hand, neither packed nor spread over devices.
+
+    While memory is planned, a tensor without numbers stands for it.
+    """
+    return type(weight) in (nn.Parameter, torch.Tensor, FakeTensor)
 
 
 class Fusion(Protocol):

@@ -95,12 +95,12 @@ def attend(
     if softcap is not None:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scores = torch.tanh(query @ key.transpose(2, 3) * (scale / softcap)) * softcap
-        scores = scores + causal_bias(1, length, keys, near, query.dtype).to(query.device)
+        scores = scores + causal_bias(1, length, length, keys, keys, near, query.dtype).to(query.device)
         return F.dropout(scores.float().softmax(-1), dropout).to(query.dtype) @ value
     if query.device.type == "cpu" and length == keys and length <= DENSE_UP_TO.get(query.dtype, DENSE_ELSE) and not dropout:
         return dense_causal(query, key, value, scale=scale, layout=Layout((length,)), window=near).transpose(1, 2)
     plain = near is None and length == keys
-    mask = None if plain else causal_bias(1, length, keys, near, query.dtype).to(query.device)[None]
+    mask = None if plain else causal_bias(1, length, length, keys, keys, near, query.dtype).to(query.device)[None]
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scale, enable_gqa=groups != 1
     )

@@ -6,15 +6,20 @@ processor's cache; nothing of the size of the logits is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-# Rows of logits alive at a time. A trained weight wants more of them: its gradient is passed over once for each chunk.
-CHUNK_ROWS = 128
-CHUNK_ROWS_TRAINED = 512
+from swift_core.fusions.product import product
+
+# Rows of logits alive at a time: as many as keep the products busy, fewer for a large vocabulary. A trained weight wants many of
+# them: its gradient is passed over once for each chunk.
+CHUNK_ROWS = 512
+CHUNK_ROWS_LEAST = 128
+CHUNK_LOGITS = 2**25
 CHUNK_ROWS_GPU = 2048
 
 # A probability below this has lost digits or become 0; the logarithm is then taken from the logits.
@@ -42,7 +47,12 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _chunks(rows: int, weight: torch.Tensor, *, trained: bool) -> Iterator[slice]:
-    size = CHUNK_ROWS_GPU if weight.device.type != "cpu" else CHUNK_ROWS_TRAINED if trained else CHUNK_ROWS
+    if weight.device.type != "cpu":
+        most = CHUNK_ROWS_GPU
+    else:
+        most = CHUNK_ROWS if trained else min(CHUNK_ROWS, max(CHUNK_ROWS_LEAST, CHUNK_LOGITS // weight.shape[0]))
+    # Equal chunks: a short last one would be slow for its size.
+    size = math.ceil(rows / math.ceil(rows / most)) if rows else 1
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
@@ -75,6 +85,11 @@ class _Probabilities:
         return made, logps
 
 
+def _take_one(probabilities: torch.Tensor, targets: torch.Tensor) -> None:
+    # Not scatter_add_, which passes over the whole buffer.
+    probabilities[torch.arange(len(targets), device=targets.device), targets] -= 1
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
@@ -90,9 +105,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total -= logps.sum() if weights is None else (logps * weights[rows]).sum()
             if of_hidden is None and of_weight is None:
                 continue
-            made.scatter_add_(1, targets[rows, None], made.new_full((len(logps), 1), -1.0))
+            _take_one(made, targets[rows])
             if of_hidden is not None:
-                torch.mm(made, weight, out=of_hidden[rows])
+                product(made, weight, out=of_hidden[rows])
                 if scale is not None:
                     of_hidden[rows] *= scale
             if of_weight is not None:
@@ -126,8 +141,8 @@ class _LinearLogps(torch.autograd.Function):
         for rows in _chunks(len(targets), weight, trained=of_weight_wanted):
             made, logps[rows] = source.of(rows)
             if of_hidden is not None:
-                made.scatter_add_(1, targets[rows, None], made.new_full((len(made), 1), -1.0))
-                torch.mm(made, weight, out=of_hidden[rows])
+                _take_one(made, targets[rows])
+                product(made, weight, out=of_hidden[rows])
         ctx.save_for_backward(of_hidden, *((hidden, targets, weight) if of_weight_wanted else ()))
         return logps
 
@@ -142,7 +157,7 @@ class _LinearLogps(torch.autograd.Function):
             source = _Probabilities(hidden, targets, weight)
             for rows in _chunks(len(targets), weight, trained=True):
                 made, _ = source.of(rows)
-                made.scatter_add_(1, targets[rows, None], made.new_full((len(made), 1), -1.0))
+                _take_one(made, targets[rows])
                 of_weight -= torch.mm(made.t(), (hidden[rows] * gradient[rows, None]).to(hidden.dtype))
             of_weight = of_weight.to(weight.dtype)
         return None if of_hidden is None else (of_hidden * -gradient[:, None]).to(of_hidden.dtype), None, of_weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from swift_core.batching.collate import IGNORED, Batch
 from swift_core.errors import ModelError
 from swift_core.scoring.attention import NAME, SAMPLEWISE, packed, set_text_attention, text_attention
+from swift_core.scoring.dense_attention import STEP
 from swift_core.scoring.head import chunked_cross_entropy, count_correct
 from swift_core.scoring.linear_head import linear_cross_entropy, linear_logps, plain_weight
 from swift_core.scoring.predictions import Predictions, as_they_are
@@ -168,7 +170,14 @@ class Scorer:
         if self._share is not None and (not packs or batch.model_inputs):
             what = "it has media" if batch.model_inputs else "samples cannot run side by side in it without padding"
             raise ModelError(f"--sequence_parallel_size: processes cannot share a row of this model: {what}", fix="remove it")
-        return batch if packs or batch.segments is None else batch.padded()
+        if not packs:
+            return batch if batch.segments is None else batch.padded()
+        return self._rounded(batch) if self._share is None else batch
+
+    def _rounded(self, batch: Batch) -> Batch:
+        """Return a packed batch of a round number of tokens where each new number costs more than the tokens that fill it up."""
+        builds = batch.input_ids.device.type == "cpu" and next(self.model.parameters()).dtype.itemsize < 4
+        return batch.filled(math.ceil(batch.input_ids.shape[1] / STEP) * STEP) if builds and not batch.model_inputs else batch
 
     def _choose(self, batch: Batch) -> None:
         if self._split is None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
+from swift_core.fusions.product import product
+from swift_core.fusions.install import is_plain
 from torch import nn
 
 Weight = Callable[[], torch.Tensor]
@@ -32,7 +34,7 @@ class _LoraProduct(torch.autograd.Function):
         flat = rows.reshape(-1, rows.shape[-1])
         seen = flat if dropped is None else dropped.reshape(flat.shape)
         a, b = down.to(flat.dtype), (up * scale).to(flat.dtype)
-        found = torch.mm(flat, weight().t()) if bias is None else torch.addmm(bias.to(flat.dtype), flat, weight().t())
+        found = product(flat, weight().t()) if bias is None else torch.addmm(bias.to(flat.dtype), flat, weight().t())
         low = torch.mm(seen, a.t())
         found.addmm_(low, b.t())
         ctx.save_for_backward(seen, low, a, b)
@@ -47,7 +49,7 @@ class _LoraProduct(torch.autograd.Function):
         of_low = torch.mm(above, b)
         of_rows = of_dropped = None
         if ctx.needs_input_grad[0]:
-            of_rows = torch.mm(above, ctx.weight())
+            of_rows = product(above, ctx.weight())
             if not ctx.dropped:
                 of_rows.addmm_(of_low, a)
             of_rows = of_rows.view(shape)
@@ -130,7 +132,7 @@ def _plain(module: Any, base: nn.Module, name: str, rows: torch.Tensor) -> bool:
 
 def _as_it_is(base: nn.Linear, rows: torch.Tensor) -> Weight | None:
     weight = base.weight
-    return (lambda: weight) if type(weight) is nn.Parameter and weight.dtype == rows.dtype else None
+    return (lambda: weight) if is_plain(weight) and weight.dtype == rows.dtype else None
 
 
 def _unpacked(base: Any, rows: torch.Tensor) -> Weight | None:
