@@ -1,19 +1,18 @@
-"""`swift doctor`: what this machine has, what is missing, and what to do about it."""
+"""`swift doctor`: what this machine has, what is missing, and what to do about it; of a run, how it learns."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
 
+from swift_core.cli.findings import Finding, tell
+from swift_core.cli.run_doctor import examine_run
 from swift_core.errors import ConfigError, Problem
 from swift_core.plugins import broken_plugins
 from swift_core.registry import REGISTRIES
@@ -33,46 +32,24 @@ _LIBRARIES = (
     "evalscope",
     "gradio",
 )
-_USAGE = "usage: swift doctor [--format text|json]\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        level: `ok`, `note` (worth knowing), or `fail` (something will not work).
-        what: name of the thing looked at.
-        found: what was found.
-        fix: what to do, when something is to be done.
-    """
-
-    level: Literal["ok", "note", "fail"]
-    what: str
-    found: str
-    fix: str = ""
+_USAGE = "usage: swift doctor [run RUN_DIR] [--format text|json]\n"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the report; the exit code is 1 when something will not work."""
+    """Print the report of this machine, or of a run; the exit code is 1 when something will not work."""
     words = list(argv)
     if words and words[0] in ("-h", "--help"):
         sys.stdout.write(_USAGE)
         return 0
-    form = words[1] if words[:1] == ["--format"] and len(words) == 2 else "text" if not words else ""
-    if form not in ("text", "json"):
-        raise ConfigError([Problem(" ".join(words), "is not understood", _USAGE.strip())])
-    findings = examine()
-    if form == "json":
-        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
-    else:
-        sys.stdout.write("".join(_line(finding) for finding in findings))
-    return int(any(finding.level == "fail" for finding in findings))
-
-
-def _line(finding: Finding) -> str:
-    fix = f"\n{'':<28}-> {finding.fix}" if finding.fix else ""
-    return f"{finding.level:<5} {finding.what:<20}  {finding.found}{fix}\n"
+    form = "text"
+    if "--format" in words[:-1]:
+        place = words.index("--format")
+        form = words.pop(place + 1)
+        words.pop(place)
+    of_run = len(words) == 2 and words[0] == "run"
+    if form not in ("text", "json") or (words and not of_run):
+        raise ConfigError([Problem(" ".join(argv), "is not understood", _USAGE.strip())])
+    return tell(examine_run(Path(words[1])) if of_run else examine(), form)
 
 
 def examine() -> list[Finding]:

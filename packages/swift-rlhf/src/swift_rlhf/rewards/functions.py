@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ class RewardSample:
         completion_ids: its token ids.
         messages: the whole conversation, the answer included.
         columns: columns of the data row, such as `solution`.
-        channel: data set that the row belongs to, for rewards that hold for some only.
+        channel: data set that the row says it belongs to, for rewards that hold for some only.
         finish_reason: `stop`, or `length` when it was cut off.
         origin: `file:line` of the row.
     """
@@ -38,6 +38,14 @@ class RewardSample:
     channel: str | None = None
     finish_reason: str = "stop"
     origin: str = ""
+
+    @property
+    def names(self) -> set[str]:
+        """Return the names that its data set goes by: the row's channel, or else the file or data set that it came from."""
+        if self.channel is not None:
+            return {self.channel}
+        source = self.origin.rpartition(":")[0]
+        return {source, PurePath(source).name, PurePath(source).stem} if source else set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +74,7 @@ class Reward:
 
     def applies(self, sample: RewardSample) -> bool:
         """Return whether the sample's data set has this reward."""
-        return self.channels is None or sample.channel in self.channels
+        return self.channels is None or not self.channels.isdisjoint(sample.names)
 
 
 def make_rewards(

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from swift_core.errors import ConfigError, EngineError, Problem
 
@@ -68,6 +69,7 @@ class Judge:
         self._ends = (judge_lowest, judge_highest)
         self._body = {"model": judge_model, "temperature": judge_temperature, "max_tokens": judge_max_tokens}
         self._timeout, self._retries, self._concurrency = judge_timeout, judge_retries, judge_concurrency
+        self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._key = judge_api_key
 
     async def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
@@ -77,7 +79,8 @@ class Judge:
             EngineError: when the endpoint does not answer, or not with a score, in spite of all tries.
             ConfigError: when the prompt asks for a column that the data does not have.
         """
-        gate = asyncio.Semaphore(self._concurrency)
+        # Calls for several prompts run at the same time; the limit holds for all of them.
+        gate = self._gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._concurrency))
 
         async def one(index: int, completion: str) -> float:
             prompt = self._asked(completion, {name: values[index] for name, values in columns.items()})

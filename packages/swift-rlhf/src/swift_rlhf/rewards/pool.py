@@ -99,7 +99,8 @@ class RewardPool:
             raise ConfigError([Problem("--reward_on_error", f"{on_error!r} with {processes} processes", "fail or nan; 1 or more")])
         self.rewards = tuple(rewards)
         self.weights = torch.tensor([reward.weight for reward in rewards])
-        self._on_error = on_error
+        self._on_error: OnError = on_error
+        self._calling: dict[str, asyncio.Lock] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
         self._thread.start()
@@ -216,7 +217,9 @@ class RewardPool:
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
             values: Any = await asyncio.wait_for(function(texts, **columns), reward.timeout)  # pyright: ignore[reportArgumentType]
         else:
-            values = await asyncio.wait_for(in_thread(lambda: function(texts, **columns)), reward.timeout)
+            # One call at a time: groups come as they are answered, and a user's function need not stand several threads.
+            async with self._calling.setdefault(reward.name, asyncio.Lock()):
+                values = await asyncio.wait_for(in_thread(lambda: function(texts, **columns)), reward.timeout)
         values = list(values)
         if len(values) != len(samples):
             raise TrainingError(f"it returned {len(values)} rewards for {len(samples)} samples", fix="return one for each, or None")

@@ -108,6 +108,10 @@ class McpTool:
             raise EngineError("\n".join(texts) or "the tool failed")
         return "\n".join(texts)
 
+    def close(self) -> None:
+        """End the server."""
+        self._server.close()
+
 
 class _Pipe:
     """JSON lines over the pipes of a process of our own."""
@@ -146,8 +150,9 @@ class _Pipe:
         return reply.get(timeout=timeout) if "id" in message else None
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.wait()
 
 
 class _Http:

@@ -110,3 +110,7 @@ class ToolCalling(SingleTurn):
             Message(role="tool", content=outcome.text, name=call["function"]["name"], tool_call_id=call["id"])  # pyright: ignore[reportCallIssue]
             for call, outcome in zip(calls, outcomes, strict=True)
         ]
+
+    def close(self) -> None:
+        """End the servers of tools."""
+        self._tools.close()

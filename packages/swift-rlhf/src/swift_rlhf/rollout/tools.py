@@ -92,6 +92,13 @@ class ToolBox:
         """Return the schemas of all tools, or of those with these names."""
         return [tool.schema for name, tool in self._tools.items() if names is None or name in names]
 
+    def close(self) -> None:
+        """End the servers of tools."""
+        for tool in self._tools.values():
+            close = getattr(tool, "close", None)
+            if close is not None:
+                close()
+
     async def run(self, calls: Sequence[tuple[str, Any]]) -> list[Outcome]:
         """Run calls, each a name and its arguments, at the same time and return what came of them, in order."""
         return list(await asyncio.gather(*(self._one(name, arguments) for name, arguments in calls)))

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from swift_rlhf.rollout.decoding import Decoding, decoding_model
 from swift_rlhf.rollout.episodes import FinishReason, Generation
+from swift_rlhf.rollout.folding import folded
 from swift_rlhf.rollout.generate import generated
 from swift_rlhf.rollout.play import TurnRequest
 from swift_rlhf.rollout.sampling import Sampling, draw
@@ -61,7 +62,7 @@ class TransformersSampler:
             return generated(self._model, self._tokenizer, self._stops, requests, sampling, seed=seed, version=version)
         order = sorted(range(len(requests)), key=lambda number: tuple(requests[number].prompt_ids))
         found: list[Generation | None] = [None] * len(requests)
-        with decoding_model(self._scorer.causal_lm()):
+        with folded(self._model), decoding_model(self._scorer.causal_lm()):
             for start in range(0, len(order), self._max_rows):
                 part = order[start : start + self._max_rows]
                 answers = self._decode([requests[number] for number in part], sampling, uniform[part])
