@@ -40,7 +40,13 @@ class GkdSection(Section):
 
 def gkd_problems(config: Any) -> list[Problem]:
     """Return the settings of distillation that cannot work together."""
-    return [*rollout_problems(config), *append_problems(config), *_teacher_problems(config), *_data_problems(config), *_mode_problems(config)]
+    return [
+        *rollout_problems(config),
+        *append_problems(config),
+        *_teacher_problems(config),
+        *_data_problems(config),
+        *_mode_problems(config),
+    ]
 
 
 def _teacher_problems(config: Any) -> Iterator[Problem]:

@@ -44,6 +44,7 @@ class DpoSection(Section):
     loss_weights: list[float] = option([], "weight of each of several --loss_type, in order; default: 1 each (MPO: 0.8 0.2 1)")
     rpo_alpha: float | None = option(None, "add this many times the cost of the better answer per token (RPO)", ge=0)
     ld_alpha: float | None = option(None, "weight of tokens past the length of the shorter answer (LD-DPO), from 0 to 1", ge=0, le=1)
+    use_weighting: bool = option(False, "let a pair weigh what the model itself would have written it with (WPO)")
     discopop_tau: float = option(0.05, "temperature of --loss_type discopop", gt=0)
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = option(
         "reverse_kl", "what holds the model to the reference (f-DPO)"
@@ -70,6 +71,9 @@ class RewardModelSection(Section):
     """Reward model options."""
 
     center_rewards_coefficient: float | None = option(None, "keeps scores around 0, for example 0.01", ge=0)
+    num_labels: int | None = option(None, "outputs that learn beside one another; the score is their mean; default: 1", ge=1)
+    task_type: Literal["seq_cls"] | None = option(None, "what later commands load the model as; for a reward model always seq_cls")
+    problem_type: Literal["regression"] | None = option(None, "how they read its outputs; for a reward model always regression")
 
     @field_validator("center_rewards_coefficient")
     @classmethod
@@ -129,6 +133,8 @@ def _pairs(config: RlhfConfig, kind: str) -> list[Problem]:
     if dpo.f_divergence_type != "reverse_kl" and not scored.intersection(losses):
         what = f"has no meaning for {' '.join(losses)}"
         problems.append(Problem(f"--f_divergence_type {dpo.f_divergence_type}", what, f"one of {', '.join(sorted(scored))}"))
+    if dpo.use_weighting and {"aot", "aot_unpaired"} & set(losses):
+        problems.append(Problem("--use_weighting", "weighs pairs, and aot sorts their values apart", "remove it"))
     if {"aot", "aot_unpaired"} <= set(losses):
         problems.append(Problem("--loss_type", "aot and aot_unpaired sort different values", "keep one of the two"))
     if config.given("simpo_gamma") and "simpo" not in losses:

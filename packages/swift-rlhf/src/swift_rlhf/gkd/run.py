@@ -34,7 +34,7 @@ from swift_rlhf.gkd.teacher import LocalTeacher, Measure, Teacher
 from swift_rlhf.grpo.metrics import Meter
 from swift_rlhf.grpo.prompts import PromptCursor, question
 from swift_rlhf.grpo.record import Completions
-from swift_rlhf.grpo.trainer import usable
+from swift_rlhf.grpo.setup import usable
 from swift_rlhf.preference.reference import SecondModel
 from swift_rlhf.preference.references import build_reference, check_tokens
 from swift_rlhf.preference.scoring import silence_dropout

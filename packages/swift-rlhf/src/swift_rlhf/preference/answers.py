@@ -44,6 +44,7 @@ class AnswerScores:
         positions: counts the positions of a packed row with media, for models that do it in a way of their own.
         following: how the reference follows, or None.
         ld_alpha: weight of tokens past the length of the shorter answer, or None.
+        weighting: whether answers weigh what the policy would have written them with.
         weight: name of the count that logged sums are divided by.
     """
 
@@ -55,6 +56,7 @@ class AnswerScores:
         positions: Positions | None = None,
         following: Following | None = None,
         ld_alpha: float | None = None,
+        weighting: bool = False,
         weight: str = "pairs",
     ) -> None:
         self.packed = packed
@@ -63,7 +65,7 @@ class AnswerScores:
         self.held_to: Reference | None = reference
         self._positions = positions
         self._following = following
-        self._ld_alpha = ld_alpha
+        self._ld_alpha, self._weighting = ld_alpha, weighting
         self._scorer: Scorer | None = None
 
     def collate(self, samples: Sequence[EncodedSample], *, pad_token_id: int) -> AnswerBatch:
@@ -78,7 +80,7 @@ class AnswerScores:
         """Return the log-probabilities of the answers under the trained model."""
         if self._scorer is None or self._scorer.model is not model:
             self._scorer = Scorer(model)
-        return score_answers(self._scorer, batch, ld_alpha=self._ld_alpha)
+        return score_answers(self._scorer, batch, ld_alpha=self._ld_alpha, weighting=self._weighting)
 
     def reference(self, model: nn.Module, batch: AnswerBatch) -> Tensor | None:
         """Return those under the reference model, as they were computed beforehand where they were; None without a reference."""

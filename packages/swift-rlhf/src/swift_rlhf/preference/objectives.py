@@ -11,6 +11,7 @@ from torch import Tensor
 
 from swift_rlhf.config.command import RlhfConfig
 from swift_rlhf.losses import cpo_loss, dpo_loss, orpo_loss, preference_metrics
+from swift_rlhf.preference.scoring import Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class PairValues:
         ref_chosen, ref_rejected: the same under the reference model; 0 without one.
         chosen_plain: of the better answer under the policy.
         chosen_lengths, rejected_lengths: trained tokens.
+        weights: of the pairs; 1 without WPO.
     """
 
     chosen: Tensor
@@ -31,6 +33,7 @@ class PairValues:
     chosen_plain: Tensor
     chosen_lengths: Tensor
     rejected_lengths: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def _dpo(config: RlhfConfig) -> Objective:
     kinds: Any = tuple(config.task.loss_type)
 
     def losses(values: PairValues, facts: StepFacts) -> Tensor:
-        return dpo_loss(
+        found = dpo_loss(
             values.chosen,
             values.rejected,
             values.ref_chosen,
@@ -101,6 +104,7 @@ def _dpo(config: RlhfConfig) -> Objective:
             tokens_per_answer=facts.tokens_per_answer,
             population=facts.population,
         )
+        return found * values.weights
 
     sorts = next((kind for kind in kinds if kind.startswith("aot")), "")
     costs = section.rpo_alpha is not None or "sft" in kinds
@@ -154,7 +158,10 @@ def _metrics(beta: float, *, per_token: bool = False, costs: bool = False) -> Ca
     return metrics
 
 
-def pair_values(scored: Tensor, plain: Tensor, reference: Tensor | None, lengths: Tensor) -> PairValues:
+def pair_values(scored: Scored, reference: Tensor | None, lengths: Tensor) -> PairValues:
     """Return the values of pairs that come as better, worse, better, worse, ...; all `[2 * pairs]`."""
-    held = torch.zeros_like(scored) if reference is None else reference.to(scored)
-    return PairValues(scored[0::2], scored[1::2], held[0::2], held[1::2], plain[0::2], lengths[0::2], lengths[1::2])
+    logps = scored.logps
+    held = torch.zeros_like(logps) if reference is None else reference.to(logps)
+    weights = torch.ones_like(logps) if scored.weights is None else scored.weights
+    sides = (logps[0::2], logps[1::2], held[0::2], held[1::2])
+    return PairValues(*sides, scored.plain[0::2], lengths[0::2], lengths[1::2], weights[0::2] * weights[1::2])

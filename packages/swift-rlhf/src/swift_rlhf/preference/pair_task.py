@@ -76,7 +76,7 @@ class PairTask:
         return self._scores.totals.means()
 
     def measure(self, model: nn.Module, batch: AnswerBatch) -> Tensor:
-        """Return what the loss reads of each pair, `[pairs, 7]`."""
+        """Return what the loss reads of each pair, `[pairs, 8]`."""
         values = self._values(model, batch)
         columns = [getattr(values, name) for name in PairValues.__slots__]
         return torch.stack([column.double() for column in columns], dim=1).cpu()
@@ -107,7 +107,7 @@ class PairTask:
         reference = self._scores.reference(model, batch) if self._objective.needs_reference else None
         scored = self._scores.policy(model, batch)
         lengths = torch.tensor(batch.lengths, device=scored.logps.device)
-        return pair_values(scored.logps, scored.plain, reference, lengths)
+        return pair_values(scored, reference, lengths)
 
     def _running_mean(self) -> float:
         seen = self._scores.running

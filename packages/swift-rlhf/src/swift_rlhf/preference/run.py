@@ -127,7 +127,15 @@ def _scores(config: RlhfConfig, prepared: Prepared, model: nn.Module, world: Wor
 
     def scores(reference: Reference | None) -> AnswerScores:
         weight = "answers" if config.task.rlhf_type == "kto" else "pairs"
-        return AnswerScores(reference, packed=packed, positions=positions, following=following, ld_alpha=ld_alpha, weight=weight)
+        return AnswerScores(
+            reference,
+            packed=packed,
+            positions=positions,
+            following=following,
+            ld_alpha=ld_alpha,
+            weighting=config.dpo.use_weighting,
+            weight=weight,
+        )
 
     if config.task.rlhf_type not in _WITH_REFERENCE:
         return scores(None)

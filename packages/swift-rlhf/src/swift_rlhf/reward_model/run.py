@@ -22,10 +22,6 @@ from swift_rlhf.config.command import RlhfConfig
 from swift_rlhf.preference.scoring import silence_dropout
 from swift_rlhf.reward_model.task import RewardModel
 
-TASK_LINE = "task: rm, one score"
-HEAD = Labels("regression", 1)
-"""One number of no fixed range: `problem_type` in config.json, so that it is read as it is."""
-
 
 def prepare(config: RlhfConfig) -> running.Prepared:
     """Fetch the model folder, read the data and encode it; no weights are loaded.
@@ -69,8 +65,10 @@ def train(config: RlhfConfig) -> TrainOutput:
     """
     world = make_world(config)
     prepared = prepare(config)
-    say(world, [*prepared.lines(), TASK_LINE])
-    model, tuner = build_headed(config, prepared.folder, prepared.tokenizer, task_type="seq_cls", labels=HEAD)
+    say(world, [*prepared.lines(), _task_line(config)])
+    # Numbers of no fixed range: `problem_type` in config.json, so that they are read as they are.
+    head = Labels("regression", config.scoring.num_labels or 1)
+    model, tuner = build_headed(config, prepared.folder, prepared.tokenizer, task_type="seq_cls", labels=head)
     if config.judged.disable_dropout:
         silence_dropout(model)
     task = cast(Any, RewardModel(config.scoring.center_rewards_coefficient))
@@ -89,4 +87,9 @@ def show(config: RlhfConfig) -> None:
         lines.append(f"--- {row.origin or 'row'}" + (f", margin {row.label:g}" if row.label else ""))
         lines += [f"better: {prepared.tokenizer.decode(row.positives[0].input_ids)}"]
         lines += [f"worse: {prepared.tokenizer.decode(row.negatives[0].input_ids)}"]
-    running.show_lines(lines, [*prepared.lines(), TASK_LINE])
+    running.show_lines(lines, [*prepared.lines(), _task_line(config)])
+
+
+def _task_line(config: RlhfConfig) -> str:
+    outputs = config.scoring.num_labels or 1
+    return "task: rm, one score" + (f", the mean of {outputs} outputs" if outputs > 1 else "")

@@ -15,7 +15,9 @@ from swift_rlhf.preference.totals import Totals
 
 
 class RewardModel:
-    """Scores from a head with one output; a sample is a better and a worse answer, and its label the margin between them.
+    """Scores from a head; a sample is a better and a worse answer, and its label the margin between them.
+
+    With several outputs each learns on its own, and the score of an answer is their mean.
 
     Args:
         center: weight of the squared sum of both scores, or None.
@@ -41,7 +43,8 @@ class RewardModel:
         return collate_groups(samples, pad_token_id=pad_token_id)
 
     def _scores(self, model: nn.Module, texts: Texts) -> Tensor:
-        return model(**texts.inputs(model)).logits[:, 0].float()
+        """Return `[texts, outputs]`."""
+        return model(**texts.inputs(model)).logits.float()
 
     def begin_step(self, model: nn.Module, batches: Sequence[GroupBatch]) -> None:
         """Do nothing: a pair is judged on its own."""
@@ -50,7 +53,7 @@ class RewardModel:
         """Return the summed loss over the pairs of a batch."""
         scores = self._scores(model, batch.texts)
         chosen, rejected = scores[0::2], scores[1::2]
-        losses = reward_model_loss(chosen, rejected, margin=batch.targets[0::2], center_coefficient=self._center)
+        losses = self._losses(chosen, rejected, batch.targets[0::2])
         self._totals.add({"pairs": losses.new_tensor(len(losses)), **_sums(chosen, rejected)}, live=batch.live)
         return losses.sum() if batch.live else losses.sum() * 0
 
@@ -63,21 +66,27 @@ class RewardModel:
         return self._totals.means()
 
     def measure(self, model: nn.Module, batch: GroupBatch) -> Tensor:
-        """Return both scores and the margin of each pair, `[pairs, 3]`."""
+        """Return the outputs for both answers and the margin of each pair, `[pairs, 2 * outputs + 1]`."""
         scores = self._scores(model, batch.texts)
-        return torch.stack([scores[0::2], scores[1::2], batch.targets[0::2]], dim=1).cpu()
+        return torch.cat([scores[0::2], scores[1::2], batch.targets[0::2, None]], dim=1).cpu()
 
     def metrics(self, parts: Iterable[Tensor]) -> dict[str, float]:
         """Return `loss`, the share of pairs ranked right, and the mean scores and margin."""
-        chosen, rejected, margin = torch.cat(list(parts)).unbind(1)
-        losses = reward_model_loss(chosen, rejected, margin=margin, center_coefficient=self._center)
+        values = torch.cat(list(parts))
+        chosen, rejected = values[:, :-1].chunk(2, dim=1)
+        losses = self._losses(chosen, rejected, values[:, -1])
         return {"loss": float(losses.mean()), **{name: float(total) / len(losses) for name, total in _sums(chosen, rejected).items()}}
+
+    def _losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
+        """Return the loss of each pair, a mean over the outputs, `[pairs]`."""
+        return reward_model_loss(chosen, rejected, margin=margin[:, None], center_coefficient=self._center).mean(1)
 
     def save(self, folder: Path) -> None:
         """Write nothing: the head is in the model, its size and kind in the model's config."""
 
 
 def _sums(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    chosen, rejected = chosen.mean(1), rejected.mean(1)
     return {
         "rewards/chosen": chosen.detach().sum(),
         "rewards/rejected": rejected.detach().sum(),
