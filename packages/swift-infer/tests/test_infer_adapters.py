@@ -1,5 +1,6 @@
 """Named adapters beside one model: chosen by request, mixed in a batch, loaded and taken away while the engine runs."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import pytest
 import torch
 from swift_core.config.command import tuner_options_class
 from swift_core.config.sections import ModelSection
-from swift_core.errors import CheckpointError, ConfigError, EngineError, RequestError
-from swift_core.protocols import AdapterEngine
+from swift_core.errors import CheckpointError, ConfigError, DataError, EngineError, RequestError
+from swift_core.protocols import AdapterEngine, TextDelta, Usage
 from swift_core.registry import TUNERS
 from swift_core.testing.tiny import make_tiny_model
 from swift_core.train.tuning import load_tuner
 from swift_infer import InferRequest, RequestConfig, TransformersEngine
 from swift_infer.adapter_names import split_name
+from swift_infer.batch import answer_dataset
+from swift_infer.chat.terminal import TerminalChat
 from swift_infer.checkpoint import adopt_checkpoint
 from swift_infer.config import DeployConfig, EngineConfig, InferConfig
 from transformers import AutoModelForCausalLM
@@ -169,6 +172,72 @@ def test_the_server_lists_adapters_and_a_request_chooses_by_model(places, answer
         assert client.get("/v1/models/lora-first").status_code == 404
         assert client.get("/v1/models/lora-second").json()["parent"] == "m"
     engine.close()
+
+
+def write_rows(file, choices):
+    """Write the first question once for each choice; ... leaves the column out."""
+    rows = [{"query": QUESTIONS[0], **({} if choice is ... else {"adapter": choice})} for choice in choices]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@needs_tuners
+def test_the_column_adapter_chooses_row_by_row(places, answers, tmp_path):
+    adapters = [f"{name}={places[name]}" for name in ("first", "second")]
+    file = write_rows(tmp_path / "rows.jsonl", [..., "second", "tiny", "first"])
+    given = {"model": str(places["base"]), "result_path": str(tmp_path / "r.jsonl"), "max_new_tokens": 6, "temperature": 0}
+    config = InferConfig(**given, adapters=adapters, val_dataset=[file])
+    engine = TransformersEngine(places["base"], adapters={name: places[name] for name in ("first", "second")}, use_cpu=True)
+    expected = [
+        engine.infer([ask(QUESTIONS[0], None if name == "base" else name)], GREEDY)[0].choices[0].message.content
+        for name in ("first", "second", "base", "first")
+    ]
+    assert answer_dataset(config, None, lambda: engine) == 0
+    found = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["response"] for line in found] == expected and len(set(expected)) == 3
+    assert [line["extra"]["adapter"] for line in found[1:]] == ["second", "tiny", "first"]
+
+
+@pytest.mark.parametrize("choice", ["third", 7, ["first"]])
+def test_a_row_that_chooses_no_adapter_there_is_stops_before_the_model_is_loaded(choice, tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", ["first", choice])
+    config = InferConfig(model="m", adapters=["first=a", "second=b"], val_dataset=[file], result_path=str(tmp_path / "r.jsonl"))
+    with pytest.raises(DataError, match=r"rows.jsonl:2.*column adapter holds.*one of first, second, or m for none"):
+        answer_dataset(config, None, lambda: pytest.fail("loaded"))
+
+
+@needs_tuners
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_terminal_changes_adapters(places, answers, stream):
+    engine = TransformersEngine(places["base"], adapters={name: places[name] for name in ("first", "second")}, use_cpu=True)
+    words = {
+        name: engine.infer([ask(QUESTIONS[0], None if name == "tiny" else name)], GREEDY)[0].choices[0].message.content
+        for name in ("first", "second", "tiny")
+    }
+    q = QUESTIONS[0]
+    typed = f"{q}\n/adapter second\n{q}\n/adapter\n/adapter thrid\n/clear\n{q}\n/adapter tiny\n{q}\n/adapter first\n{q}\n"
+    out, notes = io.StringIO(), io.StringIO()
+    chat = TerminalChat(engine, GREEDY, stream=stream, stdin=io.StringIO(typed), stdout=out, stderr=notes)
+    assert chat.run() == 0
+    assert out.getvalue() == "".join(words[name] + "\n" for name in ("first", "second", "second", "tiny", "first"))
+    said = notes.getvalue()
+    assert "first, second, tiny can answer, second does" in said
+    assert "there is no adapter 'thrid'; first, second, tiny can answer, second does" in said
+    assert "tiny answers now and the conversation starts over" in said
+    engine.close()
+
+
+def test_the_terminal_of_an_engine_without_adapters_knows_its_model_only():
+    class Plain:
+        name = model_name = "plain"
+
+        def stream(self, request, config=None):
+            assert request.adapter is None
+            yield TextDelta("yes", 0, "stop", Usage(1, 1))
+
+    out, notes = io.StringIO(), io.StringIO()
+    assert TerminalChat(Plain(), GREEDY, stdin=io.StringIO("/adapter other\na\n"), stdout=out, stderr=notes).run() == 0
+    assert "there is no adapter 'other'; plain can answer, plain does" in notes.getvalue() and out.getvalue() == "yes\n"
 
 
 def test_names_of_adapters(tmp_path, monkeypatch):

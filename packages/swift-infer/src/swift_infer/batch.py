@@ -17,7 +17,7 @@ from swift_core.errors import CheckpointError, DataError
 from swift_core.protocols import Engine, InferRequest, InferResponse, Message, Sample
 from swift_core.templates.requests import request_messages
 
-from swift_infer.adapter_names import named_adapters
+from swift_infer.adapter_names import split_name
 from swift_infer.checkpoint import Checkpoint
 from swift_infer.config import InferConfig
 from swift_infer.results import ResultFile
@@ -39,10 +39,15 @@ class Question:
     labels: str | None
     sample: Sample
 
-    def request(self, adapter: str | None = None) -> InferRequest:
-        """Return the row as engines take it, for an adapter where its column `adapter` names no other."""
-        chosen = self.sample.extra.get("adapter", adapter)
-        return InferRequest(request_messages(self.sample, self.messages), self.sample.tools, adapter=chosen)
+    def request(self, adapters: Sequence[str] = ()) -> InferRequest:
+        """Return the row as engines take it.
+
+        Args:
+            adapters: names that the column `adapter` may hold, or the model's for no adapter; the first answers rows without the column.
+                With none of them the column means nothing here.
+        """
+        chosen = self.sample.extra.get("adapter", adapters[0]) if adapters else None
+        return InferRequest(request_messages(self.sample, self.messages), self.sample.tools, adapter=chosen if chosen in adapters else None)
 
     def result(self, response: InferResponse, model: str) -> dict[str, Any]:
         """Return the line of the result file."""
@@ -109,13 +114,12 @@ def _answer_rest(
     engine = build_engine()
     request = config.generation.as_request()
     size = config.inference.write_batch_size or _WRITE_FACTOR * config.inference.max_batch_size
-    # Several adapters: the first answers the rows that choose none.
-    adapter = next(iter(named_adapters(config.loading)), None)
+    adapters = _adapter_names(config)
     progress = Progress(total=len(questions), done=results.done)
     try:
         for start in range(results.done, len(questions), size):
             part = questions[start : start + size]
-            responses = engine.infer([question.request(adapter) for question in part], request)
+            responses = engine.infer([question.request(adapters) for question in part], request)
             results.append([question.result(response, model) for question, response in zip(part, responses, strict=True)])
             progress.add(responses)
     finally:
@@ -131,10 +135,22 @@ def _questions(config: InferConfig, checkpoint: Checkpoint | None, path: Path) -
         rejected = path.with_name("rejected.jsonl")
         sys.stderr.write(f"{write_rejected(loaded.report, rejected)} bad rows are in {rejected}\n")
     questions = [as_question(sample) for sample in loaded.val[: config.inference.val_dataset_sample]]
+    names = _adapter_names(config)
     for question in questions:
         if not question.messages:
             raise DataError("the row holds an answer but no question", location=question.sample.origin, fix="give rows with a user message")
+        chosen = question.sample.extra.get("adapter")
+        base = short_name(str(config.loading.model))
+        if names and chosen is not None and chosen not in (*names, base):
+            fix = f"one of {', '.join(names)}, or {base} for none"
+            raise DataError(
+                f"the column adapter holds {chosen!r}, which --adapters does not name", location=question.sample.origin, fix=fix
+            )
     return questions
+
+
+def _adapter_names(config: InferConfig) -> list[str]:
+    return [name for given in config.loading.adapters if (name := split_name(given)[0]) is not None]
 
 
 def data_section(config: InferConfig, checkpoint: Checkpoint | None) -> DataSection:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -238,7 +239,7 @@ def load_model(
     if detected.multimodal and detected.known and not detected.own_template and not section.model_type:
         logger.info("%s: taken for %s (%s)", folder, detected.model_type, "; ".join(detected.reasons))
     loader = families()[detected.model_type].loader if detected.known else ""
-    if loader and packing is not None:
+    if loader and quantization is not None and quantization.quant_method is not None:
         raise ModelError(
             f"{str(folder)!r}: models of the type {detected.model_type} cannot be packed while loading", fix="remove --quant_method"
         )
@@ -257,14 +258,22 @@ def load_model(
         if adapter is not None:
             auto = adapted_class(own_class(auto, config, folder), adapter)
         model = finish_model(own, _load(section, folder, config, auto, dtype=dtype, device_map=device_map, packing=packing))
-        if packed_by(raw) == "compressed-tensors":
-            import_target("swift_core.models.unpacking:keep_packed", needed_for="packed weights", install="compressed-tensors")(model)
+        _finish_packing(model, raw, quantization, dtype=dtype, device=device)
         if adapter is not None:
             model = adapter.prepare(model)
     if section.new_special_tokens:
         tokenizer = load_tokenizer(folder, trust_remote_code=section.trust_remote_code, new_special_tokens=section.special_tokens)
         fit_embeddings(model, tokenizer)
     return model
+
+
+def _finish_packing(model: nn.Module, raw: dict[str, Any], section: QuantizationSection | None, *, dtype: torch.dtype, device: str) -> None:
+    """Do in place what transformers' loading leaves undone for two libraries, each imported where it is needed."""
+    if packed_by(raw) == "compressed-tensors":
+        import_target("swift_core.models.unpacking:keep_packed", needed_for="packed weights", install="compressed-tensors")(model)
+    if section is not None and section.quant_method == "hqq":
+        pack = import_target("swift_core.models.hqq_layers:pack", needed_for="--quant_method hqq", install="swift-core[hqq]")
+        pack(model, section, dtype=dtype, device=device)
 
 
 def _set_head(config: Any, folder: Path, task: str, num_labels: int | None, problem_type: str | None, *, trust: bool) -> None:

@@ -51,6 +51,9 @@ LIBRARIES: dict[str, Library] = {
 """Name of a method, as `--quant_method` or a checkpoint's config.json says it -> what it needs."""
 
 
+_WHILE_LOADING = ("hqq", "quanto")
+
+
 def quantization_config(section: QuantizationSection, raw: dict[str, Any], folder: Path, *, dtype: torch.dtype, device: str) -> Any:
     """Return transformers' config of the method that the settings name, or None when they name none.
 
@@ -71,7 +74,7 @@ def quantization_config(section: QuantizationSection, raw: dict[str, Any], folde
             raise ModelError(
                 f"--quant_method {section.quant_method}: the weights of {str(folder)!r} are packed by {packed} already", fix="remove it"
             )
-        check_checkpoint(packed, folder)
+        check_checkpoint(packed, folder, device=device)
         return None
     if section.quant_method is None:
         return None
@@ -81,7 +84,8 @@ def quantization_config(section: QuantizationSection, raw: dict[str, Any], folde
             f"--quant_method {section.quant_method} packs weights on a GPU, and this run is on a CPU",
             fix=LIBRARIES[section.quant_method].instead,
         )
-    return _MAKERS[section.quant_method](section, dtype)
+    # transformers names HQQ, but does not pack with it while loading.
+    return None if section.quant_method == "hqq" else _MAKERS[section.quant_method](section, dtype)
 
 
 def packed_by(raw: dict[str, Any]) -> str | None:
@@ -95,12 +99,22 @@ def packed_by(raw: dict[str, Any]) -> str | None:
     return str(method or "an unknown method")
 
 
-def check_checkpoint(method: str, folder: Path) -> None:
-    """Check that the library of a packed checkpoint is there.
+def check_checkpoint(method: str, folder: Path, *, device: str) -> None:
+    """Check that a packed checkpoint can be loaded on a device.
 
     Raises:
-        MissingDependencyError: when it is not installed.
+        ModelError: when transformers cannot load it, or not there.
+        MissingDependencyError: when its library is not installed.
     """
+    if method in _WHILE_LOADING:
+        raise ModelError(
+            f"{str(folder)!r}: transformers packs weights with {method}, but does not load those that were saved packed",
+            fix=f"give the model that it was made from, and --quant_method {method}",
+        )
+    if method == "eetq" and device == "cpu":
+        raise ModelError(
+            f"{str(folder)!r}: weights packed by eetq run on a GPU, and this run is on a CPU", fix="use a GPU, or another model"
+        )
     if method in LIBRARIES:
         check_library(method, f"{str(folder)!r}, whose weights are packed by {method},")
 
@@ -175,20 +189,6 @@ def _bnb(section: QuantizationSection, dtype: torch.dtype) -> Any:
     )
 
 
-def _hqq(section: QuantizationSection, dtype: torch.dtype) -> Any:
-    from transformers import HqqConfig
-    from transformers.quantizers.base import HfQuantizer
-    from transformers.quantizers.quantizer_hqq import HqqHfQuantizer
-
-    if HqqHfQuantizer.get_quantize_ops is HfQuantizer.get_quantize_ops:
-        raise ModelError(
-            "--quant_method hqq: the installed transformers declares HQQ, but does not pack weights with it while loading",
-            fix="--quant_method bnb, or quanto (pip install 'swift-core[quanto]')",
-        )
-    axis = int(section.hqq_axis) if section.hqq_axis is not None else 1
-    return HqqConfig(nbits=int(section.bits), group_size=section.quant_group_size or 64, axis=axis)
-
-
 def _quanto(section: QuantizationSection, dtype: torch.dtype) -> Any:
     from transformers import QuantoConfig
 
@@ -209,7 +209,6 @@ def _fp8(section: QuantizationSection, dtype: torch.dtype) -> Any:
 
 _MAKERS: dict[str, Callable[[QuantizationSection, torch.dtype], Any]] = {
     "bnb": _bnb,
-    "hqq": _hqq,
     "quanto": _quanto,
     "eetq": _eetq,
     "fp8": _fp8,
