@@ -59,7 +59,7 @@ def _judged(name: str, summary: str, *sections: str, **more: Any) -> RlhfSpec:
 COMMANDS = (
     CommandSpec(
         name="rlhf",
-        summary="align a model: GRPO, preferences, rewards",
+        summary="align a model: preferences, reward models, PPO, GRPO, distillation",
         target="swift_rlhf.cli:run",
         config="swift_rlhf.config:RlhfConfig",
         dry_run="swift_rlhf.cli:dry_run",

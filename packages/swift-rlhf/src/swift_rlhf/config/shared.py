@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from swift_core.config.fields import Section, option
 
+from swift_rlhf.specs import TASKS
+
 
 class RlhfSection(Section):
     """RLHF options."""
 
-    rlhf_type: str = option("dpo", "algorithm (see `swift list tasks`)", basic=True)
+    rlhf_type: str = option("dpo", f"algorithm: {', '.join(spec.name for spec in TASKS)}, or one of a package of yours", basic=True)
     beta: float | None = option(
         None, "weight of the distance from the reference model; default: as usual for the algorithm", basic=True, ge=0
     )
