@@ -29,7 +29,8 @@ class Row:
 
     Attributes:
         values: column -> value.
-        origin: `file:line` of its start, or `file#row` (from 0) where a format has no lines.
+        origin: `file:line` of its start, with `#place` (from 0) behind it for the second and further rows of a line, or `file#row`
+            (from 0) where a format has no lines.
     """
 
     values: dict[str, Any]
@@ -81,8 +82,11 @@ def _text_rows(stream: TextIO, name: str, suffix: str) -> Iterator[Row | BadRow]
     elif suffix == ".txt":
         yield from _lines(stream, name)
     else:
+        before, place = 0, 0
         for line, found in read_json(stream, name):
-            yield found if isinstance(found, BadRow) else Row(found, f"{name}:{line}")
+            # A list written without line ends has all its rows on one line, and no two may be taken for one.
+            before, place = line, place + 1 if line == before else 0
+            yield found if isinstance(found, BadRow) else Row(found, f"{name}:{line}" + (f"#{place}" if place else ""))
 
 
 def _open_text(path: Path, *, newline: str | None) -> TextIO:
