@@ -56,6 +56,19 @@ def test_any_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, name: str
     assert name in rejected[0].reason
 
 
+def test_no_bit_of_the_manifest_can_flip_unnoticed(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 1, lambda folder: (folder / "a").write_text("b"))
+    manifest = folder / "manifest.json"
+    data = manifest.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        manifest.write_bytes(flipped)
+        assert why_invalid(folder), bytes(flipped)
+    manifest.write_bytes(data)
+    assert why_invalid(folder) is None
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     put(tmp_path, 1)
 

@@ -99,8 +99,9 @@ def _run(work: Callable[[], Any], folder: Path, environment: Mapping[str, str]) 
         signal.signal(number, usual)
     os.environ.update(environment)
     torch.set_num_threads(1)  # the threads of the process that was copied are not there
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
+    if environment:  # it is another rank than the process that was copied
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
     code = 0
     try:
         value = work()

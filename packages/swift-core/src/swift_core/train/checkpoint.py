@@ -15,6 +15,7 @@ from swift_core.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
+_FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = ".writing-"
 _DISCARDED = ".discarded-"
@@ -83,7 +84,7 @@ def seal(folder: Path) -> None:
             files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path)}
             _sync(path)
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=2), encoding="utf-8")
+    manifest.write_text(json.dumps({"format": _FORMAT, "files": files}, indent=2), encoding="utf-8")
     _sync(manifest)
     for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _sync(path)
@@ -97,16 +98,19 @@ def why_invalid(folder: Path) -> str | None:
     if not manifest.is_file():
         return f"has no {MANIFEST}: it was not written to the end"
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, OSError) as error:
-        return f"{MANIFEST} is damaged: {error}"
-    for name, expected in files.items():
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        form, files = content["format"], {name: (values["size"], values["sha256"]) for name, values in content["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        return f"{MANIFEST} is damaged: {type(error).__name__}: {error}"
+    if form != _FORMAT:
+        return f"{MANIFEST} has the format {form!r}, not {_FORMAT}"
+    for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if _digest(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _digest(path) != digest:
             return f"{name} differs from what was written"
     return None
 

@@ -131,7 +131,7 @@ class Trainer:
             optimizer=self.optimizer,
             lr_scheduler=self.scheduler,
         )
-        self.watchdog = Watchdog(args.launch.hang_timeout, rank=self.world.rank, size=self.world.size)
+        self.watchdog = Watchdog(args.launch.hang_timeout, rank=self.world.rank, size=self.world.size, together=self.world.wait)
         self.signals = StopSignals()
         self.run_dir: Path | None = None
         self._report: Report | None = None
@@ -400,7 +400,8 @@ class Trainer:
             if not problem:
                 self._last_checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
                 self.callbacks.call("on_save")
-                self._report.plot()
+                if not self.signals.received:  # somebody waits for the end
+                    self._report.plot()
             elif required:
                 raise CheckpointError(problem, fix=f"free some space, then go on from {self._last_checkpoint or 'the start'}")
             else:

@@ -31,13 +31,24 @@ class Watchdog:
         limit: seconds without a sign of life; 0 switches it off. It grows to three times the longest pause there has been.
         rank: this process.
         size: number of processes; alone nobody waits for it.
+        together: waits until every rank is here.
         end: ends the process.
+        clock: tells the time in seconds.
     """
 
-    def __init__(self, limit: float, *, rank: int, size: int, end: Callable[[int], object] = os._exit) -> None:
+    def __init__(
+        self,
+        limit: float,
+        *,
+        rank: int,
+        size: int,
+        together: Callable[[], object],
+        end: Callable[[int], object] = os._exit,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._limit = limit
         self._rank, self._size = rank, size
-        self._end = end
+        self._together, self._end, self._clock = together, end, clock
         self._active = limit > 0 and size > 1
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -45,13 +56,13 @@ class Watchdog:
         self._lenient = 0
         self._longest = 0.0
         # One tuple, so that the thread never sees a new time beside an old deed.
-        self._last: tuple[float, str, bool] = (time.monotonic(), "start", True)
+        self._last: tuple[float, str, bool] = (self._clock(), "start", True)
 
     def __enter__(self) -> Watchdog:
         if self._active:
             self._closed.clear()
             self._steps = 0
-            self._last = (time.monotonic(), "start", True)
+            self._last = (self._clock(), "start", True)
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -69,7 +80,7 @@ class Watchdog:
             doing: what comes now, for the message.
             waits: it may have to wait for other ranks.
         """
-        now = time.monotonic()
+        now = self._clock()
         if not self._lenient:
             self._longest = max(self._longest, now - self._last[0])
         self._last = (now, doing, waits)
@@ -81,29 +92,43 @@ class Watchdog:
 
     @contextmanager
     def unlimited(self, doing: str) -> Iterator[None]:
-        """Allow any time for the block, such as for writing a checkpoint."""
+        """Allow any time for the block, such as for writing a checkpoint; all ranks enter it, and leave it together."""
         self.beat(doing)
         self._lenient += 1
+        if self._thread is not None:
+            faulthandler.cancel_dump_traceback_later()
         try:
             yield
+            if self._thread is not None:
+                # Else a rank that is done would count the time that it waits for those that are not.
+                self._together()
         finally:
             self.beat(f"after {doing}")
             self._lenient -= 1
+
+    @property
+    def limit(self) -> float | None:
+        """Return the seconds that may pass now, or None when any number may."""
+        return None if self._lenient or not self._steps else max(self._limit, _UNUSUAL * self._longest)
+
+    def overdue(self) -> tuple[float, str] | None:
+        """Return for how long there has been no sign of life and what was begun then, or None when all is well."""
+        since, doing, waits = self._last
+        idle, limit = self._clock() - since, self.limit
+        return (idle, doing) if limit is not None and idle > limit + (_PATIENCE if waits else 0.0) else None
 
     def _watch(self) -> None:
         tick = min(1.0, self._limit / 4)
         try:
             while not self._closed.wait(tick):
-                limit = max(self._limit, _UNUSUAL * self._longest)
-                if self._lenient or not self._steps:
-                    faulthandler.cancel_dump_traceback_later()
+                limit = self.limit
+                if limit is None:
                     continue
                 # Where a library never gives the interpreter back, this thread cannot run; that one needs no interpreter.
                 faulthandler.dump_traceback_later(limit + 2 * _PATIENCE, exit=True, file=_STDERR)
-                since, doing, waits = self._last
-                idle = time.monotonic() - since
-                if idle > limit + (_PATIENCE if waits else 0.0):
-                    self._report(idle, doing)
+                found = self.overdue()
+                if found is not None:
+                    self._report(*found)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
