@@ -1,4 +1,4 @@
-"""The picture of a run: loss, evaluation loss and learning rate over the steps."""
+"""The picture of a run: loss, that of channels, evaluation loss and learning rate over the steps."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def plot_run(lines: Sequence[dict[str, Any]], path: Path, *, title: str = "") ->
         top.plot(steps, losses, color="tab:blue", alpha=0.35 if crowded else 1.0, marker="" if crowded else "o", markersize=3, label="loss")
         if crowded:
             top.plot(steps, smooth(losses), color="tab:blue", label="loss, smoothed")
+    for name in sorted({key for line in lines for key in line if key.startswith("channel_loss/")}):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        top.plot(*zip(*points, strict=True), linewidth=1, linestyle="--", label=name.partition("/")[2])
     if held_out:
         steps, losses = zip(*held_out, strict=True)
         top.plot(steps, losses, color="tab:orange", marker="o", label="evaluation loss")
@@ -55,3 +58,44 @@ def plot_run(lines: Sequence[dict[str, Any]], path: Path, *, title: str = "") ->
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return True
+
+
+def plot_rewards(lines: Sequence[dict[str, Any]], path: Path, *, title: str = "") -> bool:
+    """Draw the rewards of a run into a PNG: their sum, each function, and the evaluations.
+
+    Returns:
+        whether there was anything to draw.
+    """
+    named = {key.removeprefix("reward/").removesuffix("/mean"): key for line in lines for key in line if _is_reward(key)}
+    curves = {name: points for name, key in {"reward": "reward", **named}.items() if (points := _points(lines, key))}
+    if not curves:
+        return False
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(curves.items()):
+        steps, values = zip(*points, strict=True)
+        crowded = len(points) > 20
+        color = f"C{number % 10}"
+        axes.plot(steps, values, color=color, alpha=0.3 if crowded else 1.0, marker="" if crowded else "o", markersize=3, label=name)
+        if crowded:
+            axes.plot(steps, smooth(values), color=color, label=f"{name}, smoothed")
+    held_out = _points(lines, "eval_reward")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="black", marker="o", label="evaluation")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("mean reward")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def _is_reward(key: str) -> bool:
+    return key.startswith("reward/") and key.endswith("/mean")
+
+
+def _points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]

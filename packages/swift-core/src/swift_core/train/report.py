@@ -8,8 +8,9 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tqdm.auto import tqdm
@@ -35,6 +36,15 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Write out what is held back."""
+        ...
+
+
+@runtime_checkable
+class TableSink(Protocol):
+    """A sink that shows tables too."""
+
+    def table(self, name: str, rows: Sequence[dict[str, Any]], *, step: int) -> None:
+        """Take rows with the same columns."""
         ...
 
 
@@ -110,9 +120,21 @@ class TensorBoardSink:
             self._writer.add_scalar(key, value, values["step"])
         self._writer.flush()  # a run that is killed loses no line
 
+    def table(self, name: str, rows: Sequence[dict[str, Any]], *, step: int) -> None:
+        """Write rows as a text with a line for each."""
+        names = list(rows[0])
+        lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+        lines += ["| " + " | ".join(_cell(row.get(key)) for key in names) + " |" for row in rows]
+        self._writer.add_text(name, "\n".join(lines), step)
+
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 def _keep_in_order(folder: Path) -> None:
@@ -228,6 +250,12 @@ class Report:
                 self._sinks.remove(sink)
                 self.say(f"warning: {type(sink).__name__.removesuffix('Sink')} gets no more lines: {error}")
 
+    def table(self, name: str, rows: Sequence[dict[str, Any]], *, step: int) -> None:
+        """Hand rows, such as answers of the model, to the sinks that show tables."""
+        for sink in self._sinks if rows else ():
+            if isinstance(sink, TableSink):
+                sink.table(name, rows, step=step)
+
     def advance(self) -> None:
         """Count an optimizer step."""
         if self._console is not None:
@@ -242,10 +270,12 @@ class Report:
         """Draw the curves of the run so far into its folder."""
         if self._console is None:
             return
-        from swift_core.train.plot import plot_run  # matplotlib takes half a second that no run should wait for at its start
+        from swift_core.train.plot import plot_rewards, plot_run  # matplotlib takes half a second that no run should wait for at its start
 
+        lines, images = read_log(self._run_dir), self._run_dir / "images"
         try:
-            plot_run(read_log(self._run_dir), self._run_dir / "images" / "loss.png", title=self._run_dir.name)
+            plot_run(lines, images / "loss.png", title=self._run_dir.name)
+            plot_rewards(lines, images / "reward.png", title=self._run_dir.name)
         except OSError as error:
             self.say(f"warning: the curves are not drawn: {error}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ class WandbSink:
     def log(self, values: dict[str, Any]) -> None:
         """Send the numbers of a line."""
         self._run.log(scalars(values), step=values["step"])
+
+    def table(self, name: str, rows: Sequence[dict[str, Any]], *, step: int) -> None:
+        """Send rows as a table."""
+        import wandb
+
+        names = list(rows[0])
+        self._run.log({name: wandb.Table(columns=names, data=[[row.get(key) for key in names] for row in rows])}, step=step)
 
     def close(self) -> None:
         """Wait until everything is sent."""

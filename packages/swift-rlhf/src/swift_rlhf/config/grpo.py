@@ -61,6 +61,7 @@ class GrpoSection(Section):
     max_resample_times: int = option(3, "further rounds in which such groups are replaced", ge=0)
     overlong_filter: bool = option(False, "do not train answers that were cut off at --max_completion_length")
     top_entropy_quantile: float = option(1.0, "train only this share of the tokens, those with the highest entropy", gt=0, le=1)
+    entropy_coef: float = option(0.0, "weight of a bonus for the entropy of tokens, estimated from those that were drawn", ge=0)
     log_entropy: bool = option(False, "log the exact entropy of tokens; the estimate that is always logged costs nothing")
     rollout_importance_sampling_mode: Correction | None = option(
         None,
@@ -139,6 +140,8 @@ def _bound_problems(config: Any, loss: str) -> Iterator[Problem]:
         yield Problem("--delta", f"{grpo.delta} is not above 1 + epsilon_high {high}", "for example 4")
     if loss == "real" and config.task.beta and not grpo.kl_in_reward:
         yield Problem("--beta", "real has no place for a KL in the loss", "--beta 0, or --kl_in_reward true")
+    if loss == "real" and grpo.entropy_coef:
+        yield Problem("--entropy_coef", "real scores groups, which have no place for single tokens", "remove it")
     if loss == "real" and grpo.rollout_importance_sampling_mode:
         yield Problem("--rollout_importance_sampling_mode", "real cannot weigh single answers", "remove it")
     if loss == "gmpo" and (grpo.rollout_importance_sampling_mode or "").startswith("token"):

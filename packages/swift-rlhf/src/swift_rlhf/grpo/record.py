@@ -12,6 +12,8 @@ from swift_rlhf.grpo.rewarded import Rewarded
 
 FILE = "completions.jsonl"
 EVALUATED = "eval_completions.jsonl"
+SHOWN = 32
+"""Answers of a round that trackers get as a table."""
 
 
 class Completions:
@@ -26,6 +28,7 @@ class Completions:
         self._folder, self._file = folder, file
         self._sink: JsonlSink | None = None
         self._resumed = 0
+        self._fresh: list[dict[str, Any]] = []
 
     def resume(self, step: int) -> None:
         """Drop lines of rounds after a step: they will come again."""
@@ -50,9 +53,17 @@ class Completions:
             return
         if self._sink is None:
             self._sink = JsonlSink(self._folder() / self._file, resumed_step=self._resumed)
+        fresh: list[dict[str, Any]] = []
         for rewarded in groups:
             for line in lines_of(rewarded, names):
                 self._sink.log({"step": step, **line})
+                fresh.append(line)
+        self._fresh = fresh[:SHOWN]
+
+    def fresh(self) -> list[dict[str, Any]]:
+        """Return some lines of the newest round, once."""
+        lines, self._fresh = self._fresh, []
+        return lines
 
 
 def lines_of(rewarded: Rewarded, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from swift_rlhf.grpo.rewarded import Rewarded, finished_group
 from swift_rlhf.rewards.functions import RewardSample
 from swift_rlhf.rewards.pool import RewardPool, RewardTable
 from swift_rlhf.rollout.continuation import Prompter
-from swift_rlhf.rollout.engine import EpisodeEngine, RolloutEngine
+from swift_rlhf.rollout.engine import EpisodeEngine, RestingEngine, RolloutEngine
 from swift_rlhf.rollout.episodes import Episode, Generation
 from swift_rlhf.rollout.play import History, Limits, TurnRequest, play
 from swift_rlhf.rollout.sampling import Sampling
@@ -113,7 +113,10 @@ class Rollouts:
             EngineError: on all ranks, when the engine fails on one.
         """
         self.update(version)
-        return self.joined(lambda: self.share(samples, first_group=first_group, version=version))
+        found = self.joined(lambda: self.share(samples, first_group=first_group, version=version))
+        if isinstance(self._engine, RestingEngine):
+            self._engine.rest()
+        return found
 
     def share(self, samples: Sequence[Sample], *, first_group: int, version: int) -> list[Rewarded]:
         """Return the groups that this rank answers; it talks to no other rank, and may run aside where the engine allows it."""

@@ -21,6 +21,7 @@ from swift_rlhf.losses import (
     OBJECTIVES,
     Aggregation,
     Sum,
+    aggregate,
     kl_estimate,
     off_policy_sequence_mask,
     padded,
@@ -30,6 +31,7 @@ from swift_rlhf.losses import (
     sample_weights,
 )
 from swift_rlhf.losses.chord import chord_phi
+from swift_rlhf.losses.entropy import negative_entropy
 from swift_rlhf.losses.policy_options import PolicyOptions
 from swift_rlhf.losses.rollout_correction import CorrectionLevel, CorrectionMode
 from swift_rlhf.losses.tokens import masked
@@ -56,7 +58,7 @@ class Objective:
     @property
     def skips(self) -> bool:
         """Say whether answers with an advantage of 0 can be left out: they would change nothing but the weight."""
-        return self.beta == 0 and self.loss_type != "bnpo"
+        return self.beta == 0 and self.grpo.entropy_coef == 0 and self.loss_type != "bnpo"
 
 
 class GrpoTask:
@@ -155,7 +157,14 @@ class GrpoTask:
         )
         self._log(batch, logps.detach(), old, mask, kl, weights, found.entropies)
         self._meter.add(result.metrics)
-        return result.loss.total
+        return result.loss.total + self._entropy_loss(logps, mask, keep)
+
+    def _entropy_loss(self, logps: Tensor, mask: Tensor, keep: Tensor | None) -> Tensor | float:
+        coef, aggregation = self.objective.grpo.entropy_coef, self._aggregation
+        if not coef or aggregation is None:
+            return 0.0
+        length = self.objective.max_completion_length
+        return coef * aggregate(negative_entropy(logps), mask, aggregation, max_completion_length=length, keep=keep).total
 
     def _correction(self, old: Tensor, batch: AnswerBatch, mask: Tensor) -> Tensor | None:
         mode = self.objective.grpo.rollout_importance_sampling_mode

@@ -13,6 +13,7 @@ from swift_core.templates.chat import ChatTemplate
 from swift_core.train.optim import evaluated_weights
 from swift_core.train.parallel import World, make_world
 from swift_core.train.trainer import Trainer
+from swift_core.train.tuning import saver_for
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
@@ -97,7 +98,7 @@ class GRPOTrainer(Trainer):
         objective, meter = make_objective(settings), Meter(world)
         shared = settings.training.padding_free is not False
         task = GrpoTask(objective, meter, answers=answers_of_sample(settings), shared=shared, phi=settings.chord.chord_enable_phi_function)
-        self.rollout_engine = engine or make_engine(settings, model, template, lambda: self.tuner, world)
+        self.rollout_engine = engine or make_engine(settings, model, template, lambda: tuner or saver_for(model), world)
         known = [*self.prompts.samples, *held_out]
         rollouts = make_rollouts(self.rollout_engine, self.pool, template, self._scheduler, settings, world, known)
         passes = make_passes(model, ref_model, settings, world, objective.temperature, words.pad_token_id)
@@ -141,6 +142,12 @@ class GRPOTrainer(Trainer):
             "eval_runtime": round(elapsed, 3),
             "eval_samples_per_second": round(len(self.evaluation) / max(elapsed, 1e-9), 3),
         }
+
+    def _log(self, values: dict[str, Any]) -> None:
+        super()._log(values)
+        if self._report is not None:
+            for name, record in zip(("completions", "eval_completions"), self._records, strict=True):
+                self._report.table(name, record.fresh(), step=self.state.global_step)
 
     def _loop(self) -> None:
         try:

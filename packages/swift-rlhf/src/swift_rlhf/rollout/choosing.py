@@ -50,5 +50,5 @@ def make_engine(settings: Any, model: nn.Module, template: ChatTemplate, tuner: 
     if mode == "colocate":
         from swift_rlhf.rollout.colocate import start_engine  # needs an engine that is not installed everywhere
 
-        return start_engine(settings, TrainedWeights(model, tuner), stop_tokens(template))
+        return start_engine(settings, TrainedWeights(model, tuner), template)
     return TransformersSampler(model, template.tokenizer, stop_tokens(template), max_rows=settings.sampling.rollout_batch_size)

@@ -40,3 +40,12 @@ class EpisodeEngine(Protocol):
     async def answer(self, request: TurnRequest, sampling: Sampling, *, seed: int, version: int) -> Generation:
         """Return the answer to one request; the arguments are those of `RolloutEngine.generate`."""
         ...
+
+
+@runtime_checkable
+class RestingEngine(Protocol):
+    """A `RolloutEngine` that can give memory back between rounds; `update` wakes it."""
+
+    def rest(self) -> None:
+        """Give back what is not needed until the next `update`."""
+        ...

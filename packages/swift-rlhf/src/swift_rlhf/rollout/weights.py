@@ -52,27 +52,34 @@ class TrainedWeights:
         Raises:
             ModelError: when they cannot be brought into the form that engines take.
         """
-        adapter = self._adapter() if hasattr(self._model, "peft_config") else None
-        return Payload("adapter", (adapter,)) if adapter is not None else Payload("full", tuple(self._full()))
+        adapter = self.adapter()
+        if adapter is not None:
+            return Payload("adapter", (save(adapter[1], metadata={"adapter_config": json.dumps(adapter[0])}),))
+        return Payload("full", tuple(self._full()))
 
-    def _adapter(self) -> bytes | None:
+    def adapter(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Return settings and weights of the adapter as PEFT saves them, or None where LoRA is not all that is trained."""
+        if not hasattr(self._model, "peft_config"):
+            return None
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             self._tuner().save(self._model, folder)
             if not (folder / ADAPTER).is_file() or not (folder / SETTINGS).is_file():
                 return None
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            plain = settings.get("peft_type") == "LORA" and not any(
-                settings.get(name) for name in ("modules_to_save", "use_dora", "lora_bias")
-            )
-            if not plain or settings.get("bias", "none") != "none":
+            beside = any(settings.get(option) for option in ("modules_to_save", "use_dora", "lora_bias"))
+            if settings.get("peft_type") != "LORA" or beside or settings.get("bias", "none") != "none":
                 return None
-            return save(load_file(folder / ADAPTER), metadata={"adapter_config": json.dumps(settings)})
+            return settings, load_file(folder / ADAPTER)
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield all weights under the names of the model's own files, see `whole_weights`."""
+        yield from whole_weights(self._model)
 
     def _full(self) -> Iterator[bytes]:
         part: dict[str, Tensor] = {}
         size = 0
-        for name, weight in whole_weights(self._model):
+        for name, weight in self.whole():
             if part and size + weight.nbytes > self._part_bytes:
                 yield save(part)
                 part, size = {}, 0
