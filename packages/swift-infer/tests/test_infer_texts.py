@@ -37,6 +37,7 @@ ROWS = {
     ],
     "reranker": [{"messages": user(f"a {n}"), "positive_messages": [user(f"b {n}")], "negative_messages": [user("far")]} for n in range(3)],
     "seq_cls": [{"messages": user(f"text {n}"), "label": n} for n in range(3)],
+    "seq_cls numbers": [{"messages": [*user("a"), {"role": "assistant", "content": f"b {n}"}], "label": n - 0.5} for n in range(3)],
 }
 
 
@@ -57,7 +58,7 @@ def trained(base, tmp_path_factory):
             config = SftConfig(
                 model=base,
                 dataset=[str(file)],
-                task_type=task,
+                task_type=task.split()[0],
                 tuner_type="full",
                 max_steps=2,
                 learning_rate=1e-2,
@@ -188,3 +189,13 @@ def test_classes_over_http(trained):
     found = client.post("/v1/classify", json={"model": "m", "input": ["text 0", "text 1"]}).json()["data"]
     assert [item["num_classes"] for item in found] == [3, 3]
     assert all(item["probs"][item["label"]] == max(item["probs"]) for item in found)
+
+
+def test_a_classifier_of_numbers_scores_answers_over_http(trained):
+    folder = trained("seq_cls numbers")[0]
+    client = client_of(folder)
+    found = client.post("/v1/score", json={"model": "m", "text_1": "a", "text_2": ["b 0", "b 2"]}).json()["data"]
+    conversations = [Sample([*user("a"), Message(role="assistant", content=text)]) for text in ("b 0", "b 2")]
+    expected = engine_of(folder).classify(conversations).scores
+    assert [item["score"] for item in found] == pytest.approx([row[0] for row in expected], abs=1e-5)
+    assert expected[0] != expected[1]

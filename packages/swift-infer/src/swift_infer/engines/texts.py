@@ -21,7 +21,7 @@ from swift_core.models.loading import (
     resolve_model_folder,
     tokenizer_of,
 )
-from swift_core.protocols import EncodedSample, Sample, TextScores, TextVectors, Usage
+from swift_core.protocols import EncodedSample, Message, Sample, TextScores, TextVectors, Usage
 from swift_core.tasks.embedding import Embedding
 from swift_core.tasks.encoding import TextEncoder, TextReport, TooLong, judge_of
 from swift_core.tasks.headed import tell_padding, text_template
@@ -106,6 +106,8 @@ class TextEngine:
     def score(self, pairs: Sequence[tuple[Sample, Sample]]) -> TextScores:
         """Return how relevant each document is to its query: between 0 and 1 by a reranker, the cosine by an embedding model.
 
+        A reward model, or another classifier of numbers, says how good the second text is as an answer to the first.
+
         Raises:
             RequestError: when a pair is too long or the model does neither.
         """
@@ -113,7 +115,10 @@ class TextEngine:
             found = self.embed([text for pair in pairs for text in pair])
             vectors = torch.tensor(found.vectors)
             return TextScores((vectors[0::2] * vectors[1::2]).sum(-1).tolist(), found.usage)
-        self._needs("reranker", "scores come from a reranker or an embedding model")
+        if self.task == "seq_cls" and self.problem == "regression":
+            numbers = self.classify([_answered(query, answer) for query, answer in pairs])
+            return TextScores([sum(row) / len(row) for row in numbers.scores], numbers.usage)
+        self._needs("reranker", "scores come from a reranker, an embedding model or a reward model")
         instruction, judge = self._section.reranker_instruction, judge_of(self._section)
         encoded = [
             self._encoded(lambda pair=pair: self._encoder.pair(pair[0], pair[1], instruction=instruction, judge=judge)) for pair in pairs
@@ -172,6 +177,11 @@ class TextEngine:
                 rows = self._run(texts.to(self.model.device)).float().cpu()
                 found.update(zip(part, rows, strict=True))
         return torch.stack([found[index] for index in range(len(encoded))])
+
+
+def _answered(query: Sample, answer: Sample) -> Sample:
+    """Return a text as the answer of an assistant to another."""
+    return Sample([*query.messages, Message(role="assistant", content=answer.messages[-1]["content"])])
 
 
 def _usage(encoded: Sequence[EncodedSample]) -> Usage:
