@@ -179,20 +179,3 @@ def test_arguments_of_an_optimizer_are_checked() -> None:
         make_optimizer(layer, TrainingConfig(optim="sgd", optim_args={"momentun": 0.5}).optimization)
     with pytest.raises(ConfigError, match="refuses its arguments"):
         make_optimizer(layer, TrainingConfig(optim="sgd", optim_args={"momentum": -1}).optimization)
-
-
-def test_memory_estimate_knows_projections_and_packed_weights() -> None:
-    from types import SimpleNamespace
-
-    from swift_core.train.estimate import estimate_memory
-
-    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 16, bias=False))
-    shape = SimpleNamespace(hidden_size=8, num_hidden_layers=1, vocab_size=10)
-    common: dict[str, Any] = {"dtype": torch.float32, "batch_size": 1, "sequence": 2, "checkpointing": False, "logit_rows": 1}
-    plain = estimate_memory(model, shape, states_per_parameter=2, **common)
-    assert (plain.weights, plain.trained) == (4 * (80 + 128), 4 * 3 * (80 + 128))
-    low = estimate_memory(model, shape, states_per_parameter=2, projected_rank=2, **common)
-    assert low.trained == 4 * 3 * 80 + 4 * 128 * (1 + 2 * 2 / 8)
-    model.requires_grad_(False)
-    packed = estimate_memory(model, shape, states_per_parameter=2, packed_bits=4, **common)
-    assert (packed.weights, packed.trained) == (4 * 80 + 64, 0)

@@ -38,6 +38,12 @@ COMMANDS = (
         group="Training",
     ),
     CommandSpec(
+        name="estimate",
+        summary="memory and time of a run before it is started: `swift estimate sft --model ...`",
+        target="swift_core.cli.estimate:main",
+        group="Training",
+    ),
+    CommandSpec(
         name="data",
         summary="look at data as training sees it: `swift data preview`",
         target="swift_core.cli.data:main",

@@ -31,6 +31,7 @@ class Batch:
         positions: positions of a packed row where the model counts in a way of its own.
         samples: what a packed batch was made of, in order.
         pad_token_id: fills rows when it is padded after all.
+        channels: for each sample the name that its loss is reported under, or "".
         parents: for each segment, number of the one that it continues, or -1; empty: none does.
     """
 
@@ -45,6 +46,7 @@ class Batch:
     samples: Sequence[EncodedSample] = ()
     pad_token_id: int = 0
     parents: tuple[int, ...] = ()
+    channels: tuple[str, ...] = ()
 
     @property
     def layout(self) -> Layout | None:
@@ -128,6 +130,7 @@ def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, packed: bool
     media = any(sample.model_inputs for sample in samples)
     scaled = any(sample.loss_scale is not None for sample in samples)
     origins = [sample.origin for sample in samples]
+    channels = tuple(sample.channel or "" for sample in samples)
     inputs = None
     packed = packed and (not media or positions is not None)
     if media:
@@ -149,6 +152,7 @@ def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, packed: bool
             positions=positions(samples) if media and positions is not None else None,
             samples=samples,
             pad_token_id=pad_token_id,
+            channels=channels,
         )
     longest = max(len(sample) for sample in samples)
     input_ids = torch.full((len(samples), longest), pad_token_id, dtype=torch.long)
@@ -161,7 +165,7 @@ def collate(samples: Sequence[EncodedSample], *, pad_token_id: int, packed: bool
         labels[row, 1 : len(sample)] = torch.tensor(sample.labels[1:], dtype=torch.long)
         if scale is not None:
             scale[row, : len(sample)] = torch.tensor(_scale(sample))
-    return Batch(input_ids, attention_mask, labels, origins, loss_scale=scale, model_inputs=inputs)
+    return Batch(input_ids, attention_mask, labels, origins, loss_scale=scale, model_inputs=inputs, channels=channels)
 
 
 def _scale(sample: EncodedSample) -> list[float]:

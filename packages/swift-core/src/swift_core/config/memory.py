@@ -126,7 +126,7 @@ def _galore_problems(config: TrainingConfig) -> list[Problem]:
         for name in packed
         if config.given(f"galore_{name}") and not memory.galore_quantization
     ]
-    if memory.galore_optim_per_parameter and _processes() > 1:
+    if memory.galore_optim_per_parameter and processes_asked() > 1:
         what = "frees gradients before the processes have exchanged them"
         problems.append(Problem("--galore_optim_per_parameter", what, "train with one process, or remove it"))
     return problems
@@ -145,12 +145,13 @@ def _lisa_problems(config: TrainingConfig) -> list[Problem]:
     if name in OPTIMIZERS and (OPTIMIZERS.get(name).full_only or name.startswith("schedule_free")):
         what = f"drops the state of resting layers, which --optim {name} cannot do without"
         problems.append(Problem("--lisa_activated_layers", what, "use --optim adamw_torch or adamw_8bit"))
-    if _processes() > 1:
+    if processes_asked() > 1:
         problems.append(
             Problem("--lisa_activated_layers", "changes what is trained, which several processes cannot follow", "train with one process")
         )
     return problems
 
 
-def _processes() -> int:
+def processes_asked() -> int:
+    """Return the processes that the environment asks for, over all machines."""
     return int(os.environ.get("WORLD_SIZE") or int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1))

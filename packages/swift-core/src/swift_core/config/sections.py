@@ -251,6 +251,9 @@ class TrainSection(Section):
     per_device_token_budget: int | None = option(
         None, "deal the samples of a step to forward passes of about so many tokens, whatever the batch size; default: 1024 on a CPU", ge=1
     )
+    auto_batch: bool = option(
+        False, "try out micro-batches before the first step and use the token budget that fits and is fast; it is kept in args.json"
+    )
     gradient_checkpointing: bool | None = option(
         None, "recompute activations in the backward pass to save memory; default: on for accelerators, off on a CPU"
     )
@@ -319,6 +322,9 @@ class ReportSection(Section):
     logging_dir: str | None = option(None, "folder of the TensorBoard files; default: runs in the run folder")
     run_name: str | None = option(None, "name of the run in trackers")
     tracker_project: str | None = option(None, "project in Weights & Biases or SwanLab; default: swift")
+    enable_channel_loss: bool = option(
+        False, "log the loss of each channel (column `channel` of the rows) and of each data file as well (next-token prediction)"
+    )
     disable_tqdm: bool = option(False, "print log lines only, no progress bar")
 
 

@@ -13,7 +13,7 @@ from swift_core.config.combinations import parallel_problems
 from swift_core.config.command import CommandConfig
 from swift_core.config.encoding import encoding_problems
 from swift_core.config.memory import MemorySection, chosen_optimizer, memory_problems
-from swift_core.config.parallel import ParallelSection
+from swift_core.config.parallel import ParallelSection, mode_of
 from swift_core.config.quantization import QuantizationSection, training_problems
 from swift_core.config.sections import (
     CheckpointSection,
@@ -279,6 +279,32 @@ def _bad_rows_limit(config: SftConfig) -> Problem | None:
     return None
 
 
+def _auto_batch_is_free(config: SftConfig) -> Problem | None:
+    if not config.training.auto_batch:
+        return None
+    where = "--auto_batch"
+    if config.training.per_device_token_budget is not None:
+        return Problem(where, "finds --per_device_token_budget, which is given", "remove one of the two")
+    if config.training.padding_free is False:
+        return Problem(where, "deals samples by tokens, and --padding_free false lays them out in rows", "remove one of the two")
+    if type(config).command not in ("sft", "pt") or config.task.task_type != "causal_lm":
+        return Problem(where, "tries out next-token prediction (swift sft, swift pt)", "set --per_device_train_batch_size")
+    if mode_of(config) != "ddp":
+        return Problem(where, "tries out passes of one process, and weights are spread here", "see `swift estimate`, and set a budget")
+    return None
+
+
+def _channels_need_tokens(config: SftConfig) -> Problem | None:
+    if not config.reporting.enable_channel_loss:
+        return None
+    where, fix = "--enable_channel_loss", "remove it"
+    if type(config).command not in ("sft", "pt") or config.task.task_type != "causal_lm":
+        return Problem(where, "tells losses of tokens apart, which next-token prediction has (swift sft, swift pt)", fix)
+    if config.parallel.sequence_parallel_size > 1 or config.parallel.pipeline_parallel_size > 1:
+        return Problem(where, "needs whole samples in a process, which share theirs here", fix)
+    return None
+
+
 COMBINATIONS = (
     _needs_model,
     _needs_dataset,
@@ -293,4 +319,6 @@ COMBINATIONS = (
     _saved_adapters_say_their_options,
     _freezing_needs_full,
     _bad_rows_limit,
+    _auto_batch_is_free,
+    _channels_need_tokens,
 )

@@ -95,7 +95,9 @@ def _equal(module: nn.Module, candidate: Forward) -> bool:
     width, dtype, device = _input_width(module), parameters[0].dtype, parameters[0].device
     # Rows of an input are in the number type of the layer's own weights, not in that of an adapter beside them.
     dtype = next((parameter.dtype for parameter in parameters if not parameter.requires_grad), dtype)
-    dtype = getattr(getattr(module, "base_layer", None), "compute_dtype", None) or dtype  # of packed weights
+    # Packed weights are integers; the layer says what it computes in.
+    packed = (getattr(getattr(part, "base_layer", None), "compute_dtype", None) for part in module.modules())
+    dtype = next((found for found in packed if found is not None), dtype)
     training = module.training
     module.eval()
     try:
@@ -128,8 +130,9 @@ def _near(one: torch.Tensor, other: torch.Tensor, *, tolerance: float) -> bool:
 
 
 def _input_width(module: nn.Module) -> int:
-    """Return the size of the rows that a layer takes: what it says, or the last dimension of its first weight."""
-    return int(getattr(module, "in_features", 0)) or next(_weights(module)).shape[-1]
+    """Return the size of the rows that a layer takes: what it or its first part says, or the last dimension of its first weight."""
+    sizes = (int(getattr(part, "in_features", 0)) for part in module.modules())
+    return next((size for size in sizes if size), 0) or next(_weights(module)).shape[-1]
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -20,11 +20,9 @@ def wide(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _chunk_loss(hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, head: Head) -> torch.Tensor:
-    logits = head(hidden).to(wide(hidden))
-    if weights is None:
-        return F.cross_entropy(logits, targets, reduction="sum")
-    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+def _chunk_losses(hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, head: Head) -> torch.Tensor:
+    losses = F.cross_entropy(head(hidden).to(wide(hidden)), targets, reduction="none")
+    return losses if weights is None else losses * weights
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -38,6 +36,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weights: torch.Tensor | None,
         head: Head,
         chunk_rows: int,
+        each: torch.Tensor | None,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
@@ -48,9 +47,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk_rows)
             with torch.enable_grad():
                 part = hidden[rows].detach().requires_grad_()
-                loss = _chunk_loss(part, targets[rows], None if weights is None else weights[rows], head)
+                losses = _chunk_losses(part, targets[rows], None if weights is None else weights[rows], head)
+                loss = losses.sum()
                 found = torch.autograd.grad(loss, [part, *wanted], allow_unused=True)
             total += loss.detach()
+            if each is not None:
+                each[rows] = losses.detach()
             hidden_gradient[rows] = found[0] if found[0] is not None else 0
             for gradient, new in zip(gradients, found[1:], strict=True):
                 if new is not None:
@@ -65,7 +67,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_gradient, *gradients = ctx.saved_tensors
         found = iter(gradients)
         of_parameters = [_scaled(next(found), scale) if wanted else None for wanted in ctx.wanted]
-        return (_scaled(hidden_gradient, scale), None, None, None, None, *of_parameters)
+        return (_scaled(hidden_gradient, scale), None, None, None, None, None, *of_parameters)
 
 
 def _scaled(gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -80,6 +82,7 @@ def chunked_cross_entropy(
     parameters: list[torch.Tensor],
     *,
     weights: torch.Tensor | None = None,
+    each: torch.Tensor | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> torch.Tensor:
     """Sum the cross-entropy of `head(hidden)` against `targets`.
@@ -90,6 +93,7 @@ def chunked_cross_entropy(
         head: maps `[n, dim]` to logits `[n, vocab]`.
         parameters: the parameters `head` uses; those that require a gradient get one.
         weights: `[rows]`, factor of each row's loss.
+        each: `[rows]`, filled with each row's loss where it is given.
         chunk_rows: rows whose logits are alive at a time.
 
     Returns:
@@ -99,9 +103,12 @@ def chunked_cross_entropy(
         total = torch.zeros((), dtype=wide(hidden), device=hidden.device)
         for start in range(0, len(targets), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            total += _chunk_loss(hidden[rows], targets[rows], None if weights is None else weights[rows], head)
+            losses = _chunk_losses(hidden[rows], targets[rows], None if weights is None else weights[rows], head)
+            total += losses.sum()
+            if each is not None:
+                each[rows] = losses
         return total
-    return _ChunkedCrossEntropy.apply(hidden, targets, weights, head, chunk_rows, *parameters)  # pyright: ignore[reportReturnType]
+    return _ChunkedCrossEntropy.apply(hidden, targets, weights, head, chunk_rows, each, *parameters)  # pyright: ignore[reportReturnType]
 
 
 def count_correct(hidden: torch.Tensor, targets: torch.Tensor, head: Head, *, chunk_rows: int = CHUNK_ROWS) -> torch.Tensor:

@@ -92,8 +92,15 @@ def _take_one(probabilities: torch.Tensor, targets: torch.Tensor) -> None:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-        of_hidden_wanted, _, of_weight_wanted, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        weight: torch.Tensor,
+        weights: torch.Tensor | None,
+        each: torch.Tensor | None,
+    ) -> torch.Tensor:
+        of_hidden_wanted, _, of_weight_wanted, *_ = ctx.needs_input_grad
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if of_hidden_wanted else None
@@ -102,7 +109,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in _chunks(len(targets), weight, trained=of_weight_wanted):
             made, logps = source.of(rows)
             scale = None if weights is None else weights[rows, None].to(made.dtype)
-            total -= logps.sum() if weights is None else (logps * weights[rows]).sum()
+            weighted = logps if weights is None else logps * weights[rows]
+            total -= weighted.sum()
+            if each is not None:
+                each[rows] = -weighted
             if of_hidden is None and of_weight is None:
                 continue
             _take_one(made, targets[rows])
@@ -126,6 +136,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if of_hidden is None else (of_hidden * scale).to(of_hidden.dtype),
             None,
             None if of_weight is None else (of_weight * scale).to(ctx.dtype),
+            None,
             None,
         )
 
@@ -164,7 +175,12 @@ class _LinearLogps(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, *, weights: torch.Tensor | None = None
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    weights: torch.Tensor | None = None,
+    each: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum the cross-entropy of `hidden @ weight.T` against `targets`.
 
@@ -173,11 +189,12 @@ def linear_cross_entropy(
         targets: `[rows]`, token ids.
         weight: `[vocab, dim]`.
         weights: `[rows]`, factor of each row's loss.
+        each: `[rows]`, filled with each row's loss where it is given.
 
     Returns:
         scalar with gradient, float32 or better.
     """
-    return _LinearCrossEntropy.apply(hidden, targets, weight, weights)  # pyright: ignore[reportReturnType]
+    return _LinearCrossEntropy.apply(hidden, targets, weight, weights, each)  # pyright: ignore[reportReturnType]
 
 
 def linear_logps(hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

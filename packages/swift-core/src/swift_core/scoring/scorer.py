@@ -37,11 +37,13 @@ class Scores:
         loss_sum: summed cross-entropy in nats over the trained tokens, scalar with gradient.
         trained_tokens: how many predictions that sum has.
         correct: how many of them were the most likely token; None unless asked for.
+        each: loss of each of them, `[trained tokens]` without gradient, sample by sample; None unless asked for.
     """
 
     loss_sum: torch.Tensor
     trained_tokens: int
     correct: torch.Tensor | None = None
+    each: torch.Tensor | None = None
 
 
 class Scorer:
@@ -62,7 +64,7 @@ class Scorer:
         self._packs: bool | None = False if plain else None
         self._share: SequenceShare | None = share_of(self._causal_lm())
 
-    def __call__(self, batch: Batch, *, with_correct: bool = False) -> Scores:
+    def __call__(self, batch: Batch, *, with_correct: bool = False, with_each: bool = False) -> Scores:
         """Score a batch; tokens labelled -100 are left out.
 
         Raises:
@@ -77,21 +79,24 @@ class Scorer:
         rows = targets != IGNORED
         wanted, weights = targets[rows], None if scale is None else scale[rows]
         correct = None
+        each = torch.empty(len(wanted), device=wanted.device) if with_each else None
         if self._split:
             hidden = self._hidden(batch)[rows]
             # No row: the sum is 0 with a gradient of 0 to every parameter, which ranks need to stay in step with one another.
-            loss = self._cross_entropy(hidden, wanted, weights)
+            loss = self._cross_entropy(hidden, wanted, weights, each)
             if with_correct:
                 correct = count_correct(hidden, wanted, self._logits)
         else:
             logits = self._own_logits(batch)[rows].float()
             losses = F.cross_entropy(logits, wanted, reduction="none")
-            loss = (losses if weights is None else losses * weights).sum() if len(wanted) else logits.sum() * 0
+            losses = losses if weights is None else losses * weights
+            loss = losses.sum() if len(wanted) else logits.sum() * 0
+            each = losses.detach() if with_each else None
             if with_correct:
                 correct = (logits.argmax(-1) == wanted).sum()
         if self._share is not None:
             loss, correct = self._share.total(loss), None if correct is None else self._share.total(correct)
-        return Scores(loss, batch.trained_tokens, correct)
+        return Scores(loss, batch.trained_tokens, correct, each)
 
     def logps(self, batch: Batch, *, temperature: float = 1.0, entropy: bool = False) -> TokenLogps:
         """Return the log-probability of each labelled token, row by row or segment by segment.
@@ -241,11 +246,13 @@ class Scorer:
         with packed(batch.layout, batch.labels):
             return self._causal_lm().base_model(**_inputs(batch), use_cache=False).last_hidden_state
 
-    def _cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    def _cross_entropy(
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, each: torch.Tensor | None
+    ) -> torch.Tensor:
         weight = self._plain_weight(hidden)
         if weight is not None:
-            return linear_cross_entropy(hidden, targets, weight, weights=weights)
-        return chunked_cross_entropy(hidden, targets, self._logits, self._head_parameters(), weights=weights)
+            return linear_cross_entropy(hidden, targets, weight, weights=weights, each=each)
+        return chunked_cross_entropy(hidden, targets, self._logits, self._head_parameters(), weights=weights, each=each)
 
     def _plain_weight(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """Return the weight of a head that is nothing but one matrix product."""

@@ -21,6 +21,7 @@ from swift_core.tasks.console import say
 from swift_core.templates.adapted import AdapterTemplate
 from swift_core.templates.chat import ChatTemplate
 from swift_core.templates.media import ProcessorTemplate, build_processor_template
+from swift_core.train.channels import ChannelLm
 from swift_core.train.output import TrainOutput
 from swift_core.train.parallel import World, layers_over_devices, make_world, training_device
 from swift_core.train.task import CausalLm
@@ -94,9 +95,10 @@ def train(config: SftConfig) -> TrainOutput:
 
 def _task(config: SftConfig, prepared: Prepared, model: nn.Module, world: World) -> CausalLm:
     packs = config.training.padding_free is not False
+    make = partial(ChannelLm, world) if config.reporting.enable_channel_loss else CausalLm
     if isinstance(prepared.template, AdapterTemplate):
-        return CausalLm(packs=False, dummy=prepared.template.dummy() if world.size > 1 else None)
+        return make(packs=False, dummy=prepared.template.dummy() if world.size > 1 else None)
     if not isinstance(prepared.template, ProcessorTemplate):
-        return CausalLm(packs=packs)
+        return make(packs=packs)
     dummy = prepared.template.dummy() if world.size > 1 else None
-    return CausalLm(packs=packs, positions=partial(packed_position_ids, unwrap(model)), dummy=dummy)
+    return make(packs=packs, positions=partial(packed_position_ids, unwrap(model)), dummy=dummy)

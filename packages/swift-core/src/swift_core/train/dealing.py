@@ -101,20 +101,38 @@ def make_shape(args: TrainingConfig, task: Task, world: World, units: int) -> Pl
     Raises:
         ConfigError: when a token budget is given for a task that scores samples one by one.
     """
+    answers = task.answers if isinstance(task, CountsAnswers) else 1
+    return plan_shape(args, units, packs=task.packs, device=world.device.type, data_size=world.data_size, answers=answers)
+
+
+def plan_shape(args: TrainingConfig, units: int, *, packs: bool, device: str, data_size: int, answers: int = 1) -> PlanShape:
+    """Return the numbers of the plan, for a run that need not have started.
+
+    Args:
+        args: settings of the run.
+        units: samples or packs of the data set.
+        packs: whether batches hold samples side by side without padding.
+        device: kind of device.
+        data_size: processes that the samples are dealt to.
+        answers: what a sample counts as in the batch size.
+
+    Raises:
+        ConfigError: as `make_shape`.
+    """
     training = args.training
     budget = training.per_device_token_budget
-    if budget is not None and not task.packs:
+    if budget is not None and not packs:
         raise ConfigError([Problem("--per_device_token_budget", "this run pads its batches", "remove it, or --padding_free false")])
-    if budget is None and task.packs and world.device.type == "cpu":
+    if budget is None and packs and device == "cpu":
         budget = CPU_TOKENS
     if budget is None and training.packing:
         # A micro-batch is so many packs, and a pack about so many tokens.
         budget = training.per_device_train_batch_size * (_pack_length(args) or CPU_TOKENS)
     return PlanShape(
         num_samples=units,
-        batch_size=training.per_device_train_batch_size // (task.answers if isinstance(task, CountsAnswers) else 1),
+        batch_size=training.per_device_train_batch_size // answers,
         accumulation=training.gradient_accumulation_steps or 1,
-        world_size=world.data_size,
+        world_size=data_size,
         seed=training.seed,
         shuffle=training.train_dataloader_shuffle,
         group_by_length=training.group_by_length,

@@ -20,6 +20,7 @@ from swift_core.batching.loader import Dealer, StepBatches, train_steps
 from swift_core.config.training import TrainingConfig
 from swift_core.errors import CheckpointError, DataError, Interrupted, TrainingError
 from swift_core.protocols import EncodedSample, Tuner
+from swift_core.train.auto_batch import find_budget, with_auto_budget
 from swift_core.train.callbacks import Callbacks, load_callbacks
 from swift_core.train.checkpoint import clean, rotate, write_checkpoint
 from swift_core.train.dealing import count_units, make_feed, make_packs, make_shape
@@ -160,6 +161,7 @@ class Trainer:
         self.run_dir = checkpoint.parent if checkpoint is not None else self.locate()
         lock = RunLock(self.run_dir) if self.world.is_main else contextlib.nullcontext()
         with lock, explained_failures(self.args, self.model, self.optimizer, self.world.device), self.watchdog, self.signals:
+            self.shape = with_auto_budget(self.shape, self.args, checkpoint, self._find_budget, told=self.world.is_main)
             if self.world.is_main:
                 clean(self.run_dir)
                 write_args(self.run_dir, self.args, self.run_dir)
@@ -224,6 +226,10 @@ class Trainer:
                 self._evaluate_and_log()
             self._save()
         self.callbacks.call("on_train_end")
+
+    def _find_budget(self) -> int:
+        module = self.world.accelerator.unwrap_model(self.module)
+        return find_budget(module, self.task, self.train_dataset, self.shape, self.args, self.world, pad_token_id=self._pad_token_id())
 
     def _batches(self) -> Iterator[StepBatches]:
         task = self.task
