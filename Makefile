@@ -14,7 +14,7 @@ define step
 @echo "== $(1)"; start=$$SECONDS; status=0; $(2) || status=$$?; echo "   $(1): $$((SECONDS - start)) s, exit code $$status"; exit $$status
 endef
 
-.PHONY: help setup demo test check unit e2e lint format types boundaries light dependencies import-time alone clean
+.PHONY: help setup demo test check unit e2e lint format types boundaries light dependencies import-time alone docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ import-time: setup  ## swift --help stays quick
 
 alone: setup  ## each wheel in an environment of its own, outside this folder
 	$(call step,alone,$(BIN)/python tools/check_alone.py)
+
+docs: setup  ## both languages of the documentation, to build/docs/html
+	$(call step,docs,$(BIN)/python tools/docs.py build)
 
 clean:  ## remove what builds and tests leave behind (not .venv)
 	rm -rf build dist demo_output .pytest_cache .ruff_cache .import_linter_cache .hypothesis packages/*/dist
