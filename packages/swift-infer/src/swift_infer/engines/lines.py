@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from swift_core.decoding.drawing import Drawing, Edits, draw
@@ -22,10 +22,10 @@ from swift_core.protocols import (
 )
 from torch import Tensor
 
+from swift_infer.config import LogprobsMode
 from swift_infer.engines.answer import Answer
 
 Emit = Callable[[TextDelta], None]
-LogprobsMode = Literal["raw", "processed"]
 
 
 class Constraint(Protocol):
@@ -64,7 +64,7 @@ class Line:
         stop_ids: Collection[int] = (),
         constraint: Constraint | None = None,
     ) -> None:
-        self.index, self.answer, self.drawing = index, answer, drawing
+        self.index, self.answer, self.drawing, self.seed = index, answer, drawing, seed
         self.constraint = constraint
         self.logprobs: list[TokenLogprob] = []
         self.versions: list[tuple[int, int]] = []

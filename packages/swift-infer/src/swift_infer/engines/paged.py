@@ -12,8 +12,9 @@ import torch
 from swift_core.decoding.decoder import Decoder, decoding_model
 from swift_core.errors import EngineError
 
+from swift_infer.config import LogprobsMode
 from swift_infer.engines.adapters import NamedAdapters
-from swift_infer.engines.lines import Job, LogprobsMode, choose, told
+from swift_infer.engines.lines import Job, choose, told
 from swift_infer.engines.scheduler import Work
 
 

@@ -6,34 +6,33 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
-from swift_core.config.sections import MediaSection, ModelSection, TemplateSection
-from swift_core.config.training import short_name
-from swift_core.errors import ConfigError, DataError, EngineError, RequestError
+from swift_core.config.sections import MediaSection, ModelSection
+from swift_core.errors import ConfigError, EngineError, RequestError
 from swift_core.models.dtype import resolve_dtype
-from swift_core.models.loading import load_model, load_processor, load_tokenizer, max_model_length, resolve_model_folder, tokenizer_of
-from swift_core.protocols import Capabilities, EncodedSample, InferRequest, InferResponse, RequestConfig, Running, TextDelta
-from swift_core.templates.chat import ChatTemplate
-from swift_core.templates.media import MediaTemplate, build_processor_template, is_multimodal
-from swift_core.templates.requests import sample_of_request
+from swift_core.models.loading import load_model, resolve_model_folder
+from swift_core.protocols import Capabilities, InferRequest, InferResponse, RequestConfig, Running, TextDelta
 from swift_core.train.tuning import load_tuner
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from swift_infer.adapter_names import adapter_folders, adapter_problems, named_adapters, split_name
+from swift_infer.adapter_names import adapter_folders, adapter_problems, named_adapters
 from swift_infer.checkpoint import read_checkpoint
-from swift_infer.config import ChatSection, EngineConfig
+from swift_infer.config import ChatSection, EngineConfig, LogprobsMode
 from swift_infer.engines.adapters import NamedAdapters
-from swift_infer.engines.answer import Answer
-from swift_infer.engines.lines import Emit, Job, Line, LogprobsMode
+from swift_infer.engines.lines import Emit, Job, Line
 from swift_infer.engines.paged import Loaded
+from swift_infer.engines.prepacked import prepack
+from swift_infer.engines.processors import display_name, processor_for
+from swift_infer.engines.prompts import Prompts
 from swift_infer.engines.runners import ChosenRunner
 from swift_infer.engines.sampling import resolve_drawing, row_seed
 from swift_infer.engines.scheduler import Scheduler
 from swift_infer.engines.streams import follow, follow_async
+from swift_infer.engines.structured import Grammars, available
 from swift_infer.engines.weights import adapter_folder, drop_weights, missing_weights, replace_weights, token_budget
 
 
@@ -132,7 +131,7 @@ class TransformersEngine:
         named = named_adapters(loading)
         device = _device(config.use_cpu)
         folder = resolve_model_folder(loading)
-        processor = _load_processor(folder, loading)
+        processor = processor_for(folder, loading)
         dtype = resolve_dtype(loading, folder, device=str(device))
         model: Any = load_model(loading, folder, dtype=dtype, quantization=config.quantization, device=str(device))
         for folder in [] if named else adapter_folders(loading):
@@ -140,7 +139,8 @@ class TransformersEngine:
         if not getattr(model, "is_quantized", False):  # packed weights are on their device already
             model = model.to(device)
         model.eval()
-        self._assemble(model, processor, config.chat, config.media, config.max_batch_size, _display_name(loading), config.logprobs_mode)
+        prepack(model)
+        self._assemble(model, processor, config.chat, config.media, config.max_batch_size, display_name(loading), config.logprobs_mode)
         for name, folder in named.items():
             self.add_adapter(name, folder)
 
@@ -156,15 +156,13 @@ class TransformersEngine:
     ) -> None:
         if max_batch_size < 1:
             raise EngineError(f"max_batch_size is {max_batch_size}", fix="give 1 or more")
-        values = {name: getattr(chat, name) for name in TemplateSection.model_fields if name in type(chat).model_fields}
         self.model_name = model_name
+        self.prompts = Prompts(processor, chat, media, model.config, model_name)
+        self.tokenizer, self.template, self.context_length = self.prompts.tokenizer, self.prompts.template, self.prompts.context_length
         self._loaded = Loaded(model, NamedAdapters(), logprobs=logprobs_mode)
-        self.tokenizer = tokenizer_of(processor)
-        self.template: ChatTemplate = build_processor_template(processor, TemplateSection(**values), media)
-        limits = [limit for limit in (max_model_length(model.config, self.tokenizer), chat.max_length) if limit]
-        self.context_length: int | None = min(limits) if limits else None
         # Code from a model's folder need not know of padding on the left.
         self.max_batch_size = 1 if hasattr(model, "media_adapter") else max_batch_size
+        self._grammars = Grammars(self.tokenizer, self.prompts.vocabulary, sorted(self.template.stop_token_ids))
         self._runner = ChosenRunner(self._loaded, pad_id=self.tokenizer.pad_token_id, max_rows=self.max_batch_size)
         self.scheduler = Scheduler(self._runner, max_rows=self.max_batch_size, max_tokens=token_budget(model))
 
@@ -185,8 +183,9 @@ class TransformersEngine:
             token_ids=True,
             logprobs=True,
             prompt_logprobs=True,
+            structured=available(),
             adapters=True,
-            media=isinstance(self.template, MediaTemplate),
+            media=self.prompts.takes_media,
             abort=True,
             weights=True,
             sleep=True,
@@ -300,6 +299,11 @@ class TransformersEngine:
                 job.abort()
         self.scheduler.wake()
 
+    @property
+    def error(self) -> BaseException | None:
+        """Return why the engine's thread has died, or None."""
+        return self.scheduler.error
+
     # ---- weights ---------------------------------------------------------------------------------------------------
 
     def update_weights(self, weights: Mapping[str, Tensor], *, version: int | None = None, running: Running = "wait") -> None:
@@ -380,100 +384,28 @@ class TransformersEngine:
                 loaded.
             TemplateError: when messages cannot be rendered.
         """
-        return self._prompt(request).input_ids
-
-    def _prompt(self, request: InferRequest) -> EncodedSample:
-        self._check_adapter(self._adapter_of(request))
-        prompt = self._encoded(request)
-        ids = prompt.input_ids
-        if not ids:
-            raise RequestError("the prompt is empty", fix="give at least one message")
-        if self.context_length is not None and len(ids) >= self.context_length:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens; prompt and answer together may have {self.context_length}",
-                fix=f"shorten the messages to fewer than {self.context_length} tokens",
-                code="context_length_exceeded",
-            )
-        return prompt
-
-    def _adapter_of(self, request: InferRequest) -> str | None:
-        return None if request.adapter == self.model_name else request.adapter
-
-    def _check_adapter(self, name: str | None) -> None:
-        if name is not None and name not in self._loaded.named:
-            choices = ", ".join(repr(one) for one in (self.model_name, *self.adapters))
-            raise RequestError(f"no adapter {name!r} is loaded", fix=f"leave it out, or ask for one of {choices}")
+        self.prompts.adapter_of(request, self.adapters)
+        return self.prompts.encode(request).input_ids
 
     def _job(self, request: InferRequest, config: RequestConfig, emit: Emit | None = None) -> Job:
-        prompt = self._prompt(request)
-        room = config.max_tokens if self.context_length is None else min(config.max_tokens, self.context_length - len(prompt))
-        if room < 1 or config.n < 1:
-            raise RequestError(f"max_tokens is {config.max_tokens} and n is {config.n}", fix="give 1 or more")
+        prompts = self.prompts
+        adapter, prompt = prompts.adapter_of(request, self.adapters), prompts.encode(request)
+        room, ending = prompts.room(prompt, config), prompts.ending(config)
         drawing = resolve_drawing(config, getattr(self.model, "generation_config", None))
-        ending = frozenset((*config.stop_token_ids, *(() if config.ignore_eos else self.template.stop_token_ids)))
-        words = (*config.stop, *(() if config.ignore_eos else self.template.stop_words))
 
         def line(index: int) -> Line:
-            answer = Answer(self._decode, stop_ids=ending, stops=words, limit=room)
-            return Line(index, answer, drawing, row_seed(config.seed, index), quiet_until=config.min_tokens, stop_ids=ending)
+            answer = prompts.answer(config, room, marks=bool(request.tools))
+            form = self._grammars.constraint(config.structured) if config.structured else None
+            seed = row_seed(config.seed, index)
+            return Line(index, answer, drawing, seed, quiet_until=config.min_tokens, stop_ids=ending, constraint=form)
 
         lines = [line(index) for index in range(config.n)]
-        return Job(prompt, self._adapter_of(request), config, lines, emit=emit, request_id=request.request_id)
-
-    def _encoded(self, request: InferRequest) -> EncodedSample:
-        if request.prompt_ids is not None:
-            vocabulary = self.model.get_input_embeddings().num_embeddings
-            if any(not 0 <= token < vocabulary for token in request.prompt_ids):
-                raise RequestError(f"prompt_ids holds numbers that are no token of {vocabulary}", fix="send ids of this model's tokenizer")
-            return EncodedSample(list(request.prompt_ids), [-100] * len(request.prompt_ids))
-        sample = sample_of_request(request.messages, request.tools)
-        if isinstance(self.template, MediaTemplate):
-            try:
-                return self.template.encode_media_prompt(sample)
-            except DataError as error:
-                raise RequestError(error.message, fix=error.fix) from error
-        if sample.has_media:
-            raise RequestError(f"{self.model_name} takes texts only", fix="leave images, videos and sounds out, or load another model")
-        ids = list(self.template.encode_prompt(sample.messages, sample.tools))
-        return EncodedSample(ids, [-100] * len(ids))
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return Job(prompt, adapter, config, lines, emit=emit, request_id=request.request_id)
 
 
 def _device(use_cpu: bool) -> torch.device:
     found = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
-
-
-def _load_processor(folder: Path, loading: ModelSection) -> Any:
-    """Return the processor or tokenizer of the model, with the tokenizer of the adapter in it where that has one."""
-    source = _tokenizer_folder(folder, adapter_folders(loading))
-    remote, tokens = loading.trust_remote_code, loading.special_tokens
-    processor: Any = load_processor(folder, trust_remote_code=remote, new_special_tokens=tokens, model_type=loading.model_type)
-    if source == folder:
-        return processor
-    tokenizer: Any = load_tokenizer(source, trust_remote_code=remote, new_special_tokens=tokens)
-    if not is_multimodal(processor):
-        return tokenizer
-    processor.tokenizer = tokenizer
-    processor.chat_template = tokenizer.chat_template or processor.chat_template
-    return processor
-
-
-def _tokenizer_folder(model: Path, adapters: Sequence[Path]) -> Path:
-    """Return the first adapter's folder that holds a tokenizer of its own, with the chat template it was trained with."""
-    for folder in adapters:
-        if (folder / "tokenizer_config.json").is_file():
-            return folder
-    return model
-
-
-def _display_name(loading: ModelSection) -> str:
-    if loading.adapters and split_name(loading.adapters[0])[0] is None:
-        folder = Path(loading.adapters[-1]).expanduser().resolve()
-        return folder.parent.name + "-" + folder.name if folder.name.startswith("checkpoint-") else folder.name
-    return short_name(loading.model or "model")
 
 
 def build_engine(config: EngineConfig) -> TransformersEngine:

@@ -88,7 +88,7 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
 
 
 @contextmanager
-def adapter_folder(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Iterator[Path]:
+def adapter_folder(settings: Mapping[str, Any], weights: Mapping[str, Tensor], inside: str | None = None) -> Iterator[Path]:
     """Return a folder that holds an adapter as PEFT saves it, for as long as the block runs.
 
     Raises:
@@ -96,7 +96,7 @@ def adapter_folder(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -
     """
     if not settings.get("peft_type"):
         raise EngineError("the adapter's settings name no peft_type", fix="send PEFT's adapter_config.json")
-    with tempfile.TemporaryDirectory(prefix="swift-adapter-") as folder:
+    with tempfile.TemporaryDirectory(prefix="swift-adapter-", dir=inside) as folder:
         place = Path(folder)
         (place / "adapter_config.json").write_text(json.dumps(dict(settings)), encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, place / "adapter_model.safetensors")

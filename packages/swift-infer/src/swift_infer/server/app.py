@@ -1,40 +1,27 @@
-"""The routes: chat completions, models, health."""
+"""The application: gate, limits, routes."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ValidationError
-from starlette.exceptions import HTTPException
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import Field
 from swift_core.config.training import short_name
-from swift_core.errors import SwiftError
 from swift_core.protocols import AdapterEngine, Engine, RequestConfig, TextEngine
 
 from swift_infer.config import LOOPBACK, RolloutSection, ServerSection
-from swift_infer.server.admission import Admission, QueueFullError
-from swift_infer.server.completions import Completion, answer_whole, describe, open_stream
-from swift_infer.server.gate import BodyTooLargeError, Gate, too_large
+from swift_infer.server.admission import Admission
+from swift_infer.server.answers import Limits, add_answer_routes
+from swift_infer.server.bodies import as_model, read_json
+from swift_infer.server.completions import Service
+from swift_infer.server.errors import INVALID, ApiError, add_error_handlers
+from swift_infer.server.gate import Gate, Gateway
+from swift_infer.server.metrics import Metrics
+from swift_infer.server.runtime_adapters import add_adapter_routes
 from swift_infer.server.texts import add_text_routes
-from swift_infer.server.wire import ChatCompletionRequest, error_body
-
-Body = TypeVar("Body", bound=BaseModel)
-
-_INVALID = "invalid_request_error"
-
-
-class ApiError(Exception):
-    """A refusal in the OpenAI shape."""
-
-    def __init__(self, status: int, message: str, *, kind: str = _INVALID, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(message, kind=kind, code=code, param=param)
+from swift_infer.server.wire import ChatMessage, Tool, WireModel, error_body
 
 
 def create_app(
@@ -56,96 +43,42 @@ def create_app(
     """
     app = FastAPI(title="swift", docs_url=None, redoc_url=None, openapi_url=None)
     name = settings.served_model_name or short_name(engine.model_name)
-    admission = Admission(settings.max_queue, getattr(engine, "max_batch_size", 1) if isinstance(engine, Engine) else 1)
-    created = int(time.time())
-    app.state.admission = admission
+    admission = Admission(settings.max_queue, getattr(engine, "max_batch_size", 1) if not isinstance(engine, TextEngine) else 1)
+    metrics = Metrics(
+        {
+            ("requests_running", "requests that are being answered"): lambda: admission.running,
+            ("requests_waiting", "requests in the queue"): lambda: admission.waiting,
+        }
+    )
+    gateway = Gateway(error=lambda: getattr(engine, "error", None))
+    app.state.admission, app.state.metrics, app.state.gateway = admission, metrics, gateway
     app.state.model_name = name
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_card(one) for one in _names(engine, name)]}
-
-    @app.get("/v1/models/{model:path}")
-    async def model(model: str) -> dict[str, Any]:
-        _check_model(model, _names(engine, name))
-        return _card(model)
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        body = await _read_body(request, settings)
-        if isinstance(engine, TextEngine):
-            raise ApiError(400, f"this server has a model for {engine.task}, which does not chat", code="unsupported_model", param="model")
-        _check(body, _names(engine, name), settings, context_length)
-        wanted = body.infer_request(adapter=None if body.model == name else body.model)
-        completion = Completion(engine, admission, wanted, body.request_config(defaults), body.model)
-        if not body.stream:
-            return await answer_whole(completion, request)
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        return await open_stream(completion, request, include_usage=usage)
-
-    def _card(model: str) -> dict[str, Any]:
-        card = {"id": model, "object": "model", "created": created, "owned_by": settings.owned_by, "max_model_len": context_length}
-        return card if model == name else {**card, "parent": name}
+    limits = Limits(settings, context_length, lambda: _names(engine, name), name, defaults)
+    _add_health(app, gateway, metrics)
+    _add_models(app, limits)
+    add_answer_routes(app, engine, Service(engine, admission, metrics, settings.request_timeout), limits)  # pyright: ignore[reportArgumentType]
 
     async def read_texts(request: Request, kind: type[Any]) -> Any:
-        body = _as(kind, await _read_json(request))
-        _check_model(body.model, [name])
+        body = as_model(kind, await read_json(request))
+        if body.model != name:
+            limits.check_model(body.model if body.model not in limits.names() else "")
         return body
 
     add_text_routes(app, engine, name=name, admission=admission, read=read_texts)
+    if getattr(engine, "prompts", None) is not None:
+        _add_tokenize(app, engine, limits)
+    if settings.adapter_root is not None and isinstance(engine, AdapterEngine):
+        add_adapter_routes(app, engine, settings.adapter_root)
     larger: dict[str, int] = {}
     if rollout is not None:
         larger = {"/rollout/weights": rollout.max_weight_bytes, "/rollout/generate": rollout.max_prompt_bytes}
         _add_rollout(app, engine, rollout, context_length)
-    _add_error_handlers(app)
+    add_error_handlers(app, metrics)
     local_only = settings.api_key is None and settings.host in LOOPBACK
-    app.add_middleware(Gate, api_key=settings.api_key, max_bytes=settings.max_request_bytes, local_only=local_only, larger=larger)
+    app.add_middleware(
+        Gate, gateway=gateway, api_key=settings.api_key, max_bytes=settings.max_request_bytes, local_only=local_only, larger=larger
+    )
     return app
-
-
-def _add_rollout(app: FastAPI, engine: Any, settings: RolloutSection, context_length: int | None) -> None:
-    from swift_infer.server.rollout import OutOfOrderError, add_rollout_routes
-
-    async def read(request: Request, kind: type[Any]) -> Any:
-        return _as(kind, await _read_json(request))
-
-    add_rollout_routes(app, engine, settings, context_length=context_length, read=read)
-
-    @app.exception_handler(OutOfOrderError)
-    async def out_of_order(_: Request, error: OutOfOrderError) -> Response:
-        return JSONResponse(error_body(str(error), kind=_INVALID, code="out_of_order", param="part"), 409)
-
-
-async def _read_body(request: Request, settings: ServerSection) -> ChatCompletionRequest:
-    value = await _read_json(request)
-    messages: Any = value.get("messages") if isinstance(value, dict) else None
-    if isinstance(messages, list) and len(messages) > settings.max_messages:
-        raise ApiError(400, f"{len(messages)} messages are given, at most {settings.max_messages} are allowed", param="messages")
-    return _as(ChatCompletionRequest, value)
-
-
-async def _read_json(request: Request) -> Any:
-    # Browsers send other content types across origins without asking first.
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(400, "the content type must be application/json", param="content-type")
-    raw = await request.body()
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error
-
-
-def _as(kind: type[Body], value: Any) -> Body:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or None
-        raise ApiError(400, f"{where or 'body'}: {first['msg']}", param=where) from error
 
 
 def _names(engine: Engine | TextEngine, model: str) -> list[str]:
@@ -153,53 +86,93 @@ def _names(engine: Engine | TextEngine, model: str) -> list[str]:
     return [model, *(engine.adapters if isinstance(engine, AdapterEngine) else [])]
 
 
-def _check_model(given: str, names: Sequence[str]) -> None:
-    if given not in names:
-        has = ", ".join(map(repr, names))
-        raise ApiError(404, f"there is no model {given!r} here; this server has {has}", code="model_not_found", param="model")
+def _add_health(app: FastAPI, gateway: Gateway, metrics: Metrics) -> None:
+    @app.get("/health")
+    @app.get("/ping")
+    async def health() -> Response:
+        dead = gateway.dead
+        return JSONResponse({"status": "the engine has died" if dead else "ok"}, 503 if dead else 200)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        why = gateway.unready
+        return JSONResponse({"status": why or "ok"}, 503 if why else 200)
+
+    @app.get("/metrics")
+    async def read_metrics() -> Response:
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        from importlib.metadata import version as version_of
+
+        return {"version": version_of("swift-infer")}
 
 
-def _check(body: ChatCompletionRequest, names: Sequence[str], settings: ServerSection, context_length: int | None) -> None:
-    _check_model(body.model, names)
-    field = body.unsupported()
-    if field is not None:
-        raise ApiError(400, f"{field} is not supported by this server", code="unsupported_parameter", param=field)
-    if (body.n or 1) > settings.max_n:
-        raise ApiError(400, f"n is {body.n}, at most {settings.max_n} is allowed", param="n")
-    for field in ("max_completion_tokens", "max_tokens"):
-        wanted = getattr(body, field)
-        if wanted is not None and context_length is not None and wanted > context_length:
-            raise ApiError(400, f"{field} is {wanted}, but the model's context has {context_length} tokens", param=field)
+def _add_models(app: FastAPI, limits: Limits) -> None:
+    created, settings = int(time.time()), limits.settings
+
+    def card(model: str) -> dict[str, Any]:
+        found = {"id": model, "object": "model", "created": created, "owned_by": settings.owned_by, "max_model_len": limits.context_length}
+        return found if model == limits.main else {**found, "parent": limits.main}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [card(one) for one in limits.names()]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        limits.check_model(model)
+        return card(model)
 
 
-def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> Response:
-        return JSONResponse(error.body, error.status)
+class TokenizeRequest(WireModel):
+    """Body of POST /tokenize."""
 
-    @app.exception_handler(QueueFullError)
-    async def full(_: Request, error: QueueFullError) -> Response:
-        body = error_body("too many requests are waiting; try again shortly", kind="rate_limit_error", code="queue_full")
-        return JSONResponse(body, 429, {"Retry-After": "1"})
+    model: str | None = Field(None, max_length=1024)
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    tools: list[Tool] | None = Field(None, max_length=128)
 
-    @app.exception_handler(BodyTooLargeError)
-    async def large(_: Request, error: BodyTooLargeError) -> Response:
-        return JSONResponse(too_large(error.limit), 413)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse(error_body(f"{where}: {first['msg']}", kind=_INVALID, param=where), 400)
+class DetokenizeRequest(WireModel):
+    """Body of POST /detokenize."""
 
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return JSONResponse(error_body(str(error.detail), kind=_INVALID), error.status_code, error.headers)
+    model: str | None = Field(None, max_length=1024)
+    tokens: list[int]
 
-    async def failed(_: Request, error: Exception) -> Response:
-        status, body = describe(error)
-        return JSONResponse(body, status)
 
-    # Starlette raises what the handler of Exception has answered once more, so that of SwiftError is registered by itself.
-    app.add_exception_handler(SwiftError, failed)
-    app.add_exception_handler(Exception, failed)
+def _add_tokenize(app: FastAPI, engine: Any, limits: Limits) -> None:
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> dict[str, Any]:
+        body = as_model(TokenizeRequest, await read_json(request))
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give either prompt or messages", param="prompt")
+        if body.prompt is not None:
+            ids = engine.prompts.tokenize(body.prompt)
+        else:
+            from swift_core.protocols import InferRequest
+
+            tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] or None
+            ids = engine.prompts.encode(InferRequest([message.as_message() for message in body.messages or []], tools)).input_ids
+        return {"tokens": ids, "count": len(ids), "max_model_len": limits.context_length}
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> dict[str, Any]:
+        body = as_model(DetokenizeRequest, await read_json(request))
+        if any(not 0 <= token < engine.prompts.vocabulary for token in body.tokens):
+            raise ApiError(400, "tokens holds numbers that are no tokens of this model", param="tokens")
+        return {"prompt": engine.prompts.decode_marks(body.tokens)}
+
+
+def _add_rollout(app: FastAPI, engine: Any, settings: RolloutSection, context_length: int | None) -> None:
+    from swift_infer.server.rollout import OutOfOrderError, add_rollout_routes
+
+    async def read(request: Request, kind: type[Any]) -> Any:
+        return as_model(kind, await read_json(request))
+
+    add_rollout_routes(app, engine, settings, context_length=context_length, read=read)
+
+    @app.exception_handler(OutOfOrderError)
+    async def out_of_order(_: Request, error: OutOfOrderError) -> Response:
+        return JSONResponse(error_body(str(error), kind=INVALID, code="out_of_order", param="part"), 409)

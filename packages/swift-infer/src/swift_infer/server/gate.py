@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -15,7 +15,29 @@ from swift_infer.config import LOOPBACK
 from swift_infer.server.wire import error_body
 
 # Routes that answer without a key. All others need it, those added later too.
-PUBLIC_PATHS = frozenset({"/health"})
+PUBLIC_PATHS = frozenset({"/health", "/ping", "/ready"})
+
+
+class Gateway:
+    """Whether requests are let in.
+
+    Args:
+        error: returns why the engine has died, or None.
+    """
+
+    def __init__(self, error: Callable[[], BaseException | None]) -> None:
+        self._error = error
+        self.draining = False
+
+    @property
+    def dead(self) -> bool:
+        """Say whether the engine has died."""
+        return self._error() is not None
+
+    @property
+    def unready(self) -> str | None:
+        """Return why no request is taken, or None."""
+        return "the engine has died" if self.dead else "the server is shutting down" if self.draining else None
 
 
 class KeyCheck:
@@ -36,6 +58,7 @@ class Gate:
 
     Args:
         app: what comes after.
+        gateway: whether requests are let in.
         api_key: key that all but the public paths need, or None.
         max_bytes: largest body.
         larger: largest body of single paths.
@@ -44,9 +67,16 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_key: str | None, max_bytes: int, local_only: bool, larger: Mapping[str, int] | None = None
+        self,
+        app: ASGIApp,
+        *,
+        gateway: Gateway,
+        api_key: str | None,
+        max_bytes: int,
+        local_only: bool,
+        larger: Mapping[str, int] | None = None,
     ) -> None:
-        self._app = app
+        self._app, self._gateway = app, gateway
         self._larger = dict(larger or {})
         self._key = KeyCheck(api_key) if api_key is not None else None
         self._max_bytes = max_bytes
@@ -73,6 +103,8 @@ class Gate:
         headers = Headers(scope=scope)
         if self._local_only and _host_name(headers.get("host", "")) not in LOOPBACK:
             return 403, error_body("this server answers requests to this machine only", kind="permission_error", code="host_not_allowed")
+        if scope["path"] not in PUBLIC_PATHS and scope["path"] != "/metrics" and (why := self._gateway.unready) is not None:
+            return 503, error_body(why, kind="server_error", code="unavailable")
         length = headers.get("content-length", "0")
         if length.isdecimal() and len(length) < 20 and int(length) <= self._limit(scope):
             return None
@@ -117,5 +149,7 @@ async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if status == 503:
+        headers += [(b"retry-after", b"5"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

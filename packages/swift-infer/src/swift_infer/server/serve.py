@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,11 +44,11 @@ def serve(config: DeployConfig, build_engine: Callable[[], Engine | TextEngine])
         _listen(listener, settings)
         _announce(listener, settings, app.state.model_name)
         with _quiet_signals():
-            _server(app, settings).run(sockets=[listener])
+            Draining(app, engine, settings).run(sockets=[listener])
+        return 1 if app.state.gateway.dead else 0
     finally:
         listener.close()
         engine.close()
-    return 0
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -90,22 +91,59 @@ def _port_error(host: str, port: int, error: OSError) -> LaunchError:
 def _announce(listener: socket.socket, settings: ServerSection, name: str) -> None:
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    sys.stderr.write(f"serving {name!r} at http://{host}:{port}/v1 ({'with' if settings.api_key else 'without'} a key); Ctrl-C stops\n")
+    scheme = "https" if settings.ssl_certfile else "http"
+    sys.stderr.write(f"serving {name!r} at {scheme}://{host}:{port}/v1 ({'with' if settings.api_key else 'without'} a key); Ctrl-C stops\n")
     if settings.api_key is None and settings.host not in LOOPBACK:
         sys.stderr.write("warning: everyone who can reach this address can use the model\n")
     sys.stderr.flush()
 
 
-def _server(app: Any, settings: ServerSection) -> uvicorn.Server:
-    logging.getLogger("swift_infer").setLevel(settings.log_level.upper())
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level=settings.log_level,
-            timeout_graceful_shutdown=settings.shutdown_timeout,
-            server_header=False,
+class Draining(uvicorn.Server):
+    """A server that, asked to stop, takes nothing new, lets running requests finish for a while, and stops at once when asked again.
+
+    It also stops when the engine has died.
+
+    Args:
+        app: made by `create_app`.
+        engine: told to end what still runs after that while.
+        settings: how long, and how the server listens.
+    """
+
+    def __init__(self, app: Any, engine: Any, settings: ServerSection) -> None:
+        logging.getLogger("swift_infer").setLevel(settings.log_level.upper())
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level=settings.log_level,
+                timeout_graceful_shutdown=2,
+                server_header=False,
+                ssl_certfile=settings.ssl_certfile,
+                ssl_keyfile=settings.ssl_keyfile,
+            )
         )
-    )
+        self._gateway, self._admission = app.state.gateway, app.state.admission
+        self._engine, self._seconds = engine, settings.shutdown_timeout
+        self._deadline = 0.0
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Begin to drain, or stop at once when that has begun."""
+        if self._gateway.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._gateway.draining = True
+        self._deadline = time.monotonic() + self._seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look every tenth of a second whether it is time to stop."""
+        if self._gateway.dead:
+            self.should_exit = True
+        if self._gateway.draining and not self.should_exit:
+            busy = self._admission.running or self._admission.waiting
+            late = time.monotonic() >= self._deadline
+            if busy and late and hasattr(self._engine, "abort"):
+                self._engine.abort()
+            self.should_exit = late or not busy
+        return await super().on_tick(counter)
 
 
 @contextmanager

@@ -1,0 +1,536 @@
+"""The engine over vLLM in this process: its scheduler, our prompts, texts and stops. The only file of this side that imports vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+import threading
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from safetensors.torch import save_file
+from swift_core.config.sections import MediaSection, ModelSection
+from swift_core.errors import ConfigError, EngineError, Problem, RequestError
+from swift_core.models.config import load_config
+from swift_core.models.loading import resolve_model_folder
+from swift_core.protocols import (
+    Capabilities,
+    EncodedSample,
+    InferRequest,
+    InferResponse,
+    RequestConfig,
+    Running,
+    TextDelta,
+    TokenLogprob,
+)
+from torch import Tensor
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from swift_infer.adapter_names import adapter_folders, adapter_problems, named_adapters
+from swift_infer.checkpoint import read_checkpoint
+from swift_infer.config import ChatSection, EngineConfig, LogprobsMode
+from swift_infer.engines.lines import Emit, Job, Line
+from swift_infer.engines.processors import display_name, processor_for
+from swift_infer.engines.prompts import Prompts
+from swift_infer.engines.sampling import resolve_drawing, row_seed
+from swift_infer.engines.streams import follow, follow_async
+from swift_infer.engines.weights import adapter_folder
+
+T = TypeVar("T")
+
+_EXTENSION = "swift_infer.engines.vllm_worker"
+# What this engine itself decides.
+_OURS = ("model", "tokenizer", "enable_lora", "logprobs_mode", "worker_extension_cls", "weight_transfer_config", "generation_config")
+
+
+class VllmEngine:
+    """Answers requests with vLLM.
+
+    Args:
+        model_path: anything `--model` takes.
+        adapters: adapter folders by name, chosen by `InferRequest.adapter`; or one folder, which then answers all requests.
+        template, system: prompt format and default system message.
+        torch_dtype: `float32`, `bfloat16` or `float16`; by default as saved.
+        max_batch_size: most answers that are written at the same time.
+        max_length: most tokens of prompt and answer together.
+        trust_remote_code: run Python code that comes with the model.
+        logprobs_mode: log-probabilities are those of the model's own distribution (`raw`) or of the one that a token was drawn from.
+        engine_kwargs: further settings of vLLM, as `vllm serve` calls them: `tensor_parallel_size`, `data_parallel_size`,
+            `enable_prefix_caching`, `quantization`, `speculative_config`, `gpu_memory_utilization`, `max_lora_rank`, ...
+
+    Raises:
+        NotFoundError: when the model or adapter is absent.
+        EngineError: when vLLM does not start.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        adapters: Sequence[str | Path] | Mapping[str, str | Path] = (),
+        template: str | None = None,
+        system: str | None = None,
+        torch_dtype: Any = None,
+        max_batch_size: int = 64,
+        max_length: int | None = None,
+        trust_remote_code: bool = False,
+        logprobs_mode: LogprobsMode = "raw",
+        engine_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        pairs = adapters.items() if isinstance(adapters, Mapping) else ((None, folder) for folder in adapters)
+        loading = ModelSection(
+            model=str(model_path),
+            adapters=[str(folder) if name is None else f"{name}={folder}" for name, folder in pairs],
+            torch_dtype=torch_dtype,
+            trust_remote_code=trust_remote_code,
+        )
+        self._load(
+            EngineConfig(
+                loading=loading,
+                chat=ChatSection(template=template, system=system, max_length=max_length),
+                max_batch_size=max_batch_size,
+                logprobs_mode=logprobs_mode,
+                engine_kwargs=dict(engine_kwargs or {}),
+            )
+        )
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> Self:
+        """Load the model that the settings name.
+
+        Raises:
+            NotFoundError: when the model or adapter is absent.
+            EngineError: when vLLM does not start.
+        """
+        engine = cls.__new__(cls)
+        engine._load(config)
+        return engine
+
+    def _load(self, config: EngineConfig) -> None:
+        loading = config.loading
+        if problems := [*adapter_problems(loading.adapters), *_refused(config.engine_kwargs)]:
+            raise ConfigError(problems)
+        folder = resolve_model_folder(loading)
+        self.model_name = display_name(loading)
+        model_config = load_config(loading, folder)
+        self.prompts = Prompts(processor_for(folder, loading), config.chat, config.media or MediaSection(), model_config, self.model_name)
+        self.tokenizer, self.template, self.context_length = self.prompts.tokenizer, self.prompts.template, self.prompts.context_length
+        self.max_batch_size = config.max_batch_size
+        self.version = 0
+        self._own = _generation_config(folder)
+        self._adapters: dict[str, LoRARequest] = {}
+        self._ids = itertools.count(1)
+        self._running: dict[str, set[str]] = {}  # request id of the caller -> names that vLLM knows them by
+        self._closed = False
+        self._folders = tempfile.TemporaryDirectory(prefix="swift-vllm-")
+        self._loop = _LoopThread()
+        try:
+            self._llm = self._loop.run(_started(_arguments(config, folder, self.context_length)))
+        except Exception as error:
+            self._loop.close()
+            raise EngineError(f"vLLM does not start: {error}", fix="its log above says why") from error
+        self._always: LoRARequest | None = None
+        for name, place in named_adapters(loading).items():
+            self.add_adapter(name, place)
+        for place in [] if self._adapters else adapter_folders(loading):
+            self._always = self._lora(self.model_name, place)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what the engine can do."""
+        return Capabilities(
+            token_ids=True,
+            logprobs=True,
+            prompt_logprobs=True,
+            structured=True,
+            adapters=True,
+            abort=True,
+            weights=True,
+            sleep=True,
+        )
+
+    # ---- adapters --------------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> list[str]:
+        """Return the names of the adapters that requests can ask for."""
+        return list(self._adapters)
+
+    def add_adapter(self, name: str, folder: str | Path) -> None:
+        """Load an adapter; requests may ask for it from then on.
+
+        Raises:
+            EngineError: when the name is taken or vLLM refuses the adapter.
+            NotFoundError: when the folder holds no adapter.
+        """
+        if name == self.model_name or name in self._adapters:
+            raise EngineError(f"the name {name!r} is taken", fix="choose another name for the adapter")
+        self._adapters[name] = self._lora(name, Path(folder).expanduser())
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter away.
+
+        Raises:
+            EngineError: when there is none of that name.
+        """
+        found = self._adapters.pop(name, None)
+        if found is None:
+            raise EngineError(f"no adapter {name!r} is loaded", fix=f"loaded are: {', '.join(self._adapters) or 'none'}")
+        self._loop.run(self._llm.remove_lora(found.lora_int_id))
+
+    def _lora(self, name: str, folder: Path, number: int | None = None) -> LoRARequest:
+        checkpoint = read_checkpoint(folder)
+        if checkpoint.tuner != "lora" or not checkpoint.is_adapter:
+            raise EngineError(f"{str(folder)!r} holds no LoRA adapter, and vLLM takes no other kind", fix="merge it into the model first")
+        found = LoRARequest(name, number or next(self._ids), str(folder), load_inplace=number is not None)
+        try:
+            self._loop.run(self._llm.add_lora(found))
+        except Exception as error:
+            raise EngineError(
+                f"vLLM refuses the adapter of {str(folder)!r}: {error}", fix="--engine_kwargs with a larger max_lora_rank"
+            ) from error
+        return LoRARequest(name, found.lora_int_id, str(folder))
+
+    # ---- answers ---------------------------------------------------------------------------------------------------
+
+    def infer(self, requests: Sequence[InferRequest], config: RequestConfig | None = None) -> list[InferResponse]:
+        """Answer all requests, in order; they run together with those of other callers.
+
+        Raises:
+            RequestError: when a request is longer than the context.
+            TemplateError: when messages cannot be rendered.
+            EngineError: when the engine is closed or dead.
+        """
+        jobs = [self._job(request, config or RequestConfig()) for request in requests]
+        tasks = [self._submit(job, request) for job, request in zip(jobs, requests, strict=True)]
+        try:
+            return [job.result.result() for job in jobs]
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+
+    async def ainfer(self, request: InferRequest, config: RequestConfig | None = None) -> InferResponse:
+        """Answer one request without blocking the event loop; cancelling it aborts the request.
+
+        Raises:
+            RequestError: when the request is longer than the context.
+            TemplateError: when messages cannot be rendered.
+            EngineError: when the engine is closed or dead.
+        """
+        job = await asyncio.to_thread(self._job, request, config or RequestConfig())
+        task = self._submit(job, request)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(job.result))
+        except BaseException:
+            task.cancel()
+            raise
+
+    def stream(self, request: InferRequest, config: RequestConfig | None = None) -> Iterator[TextDelta]:
+        """Answer one request piece by piece; closing the iterator aborts it.
+
+        Raises:
+            RequestError: at the first piece, when the request is longer than the context.
+            TemplateError: at the first piece, when messages cannot be rendered.
+            EngineError: when the engine is closed or dead.
+        """
+        return follow(lambda emit: self._begin(request, config or RequestConfig(), emit))
+
+    def astream(self, request: InferRequest, config: RequestConfig | None = None) -> AsyncIterator[TextDelta]:
+        """Answer one request piece by piece without blocking the event loop; closing the iterator aborts it.
+
+        Raises:
+            RequestError: at the first piece, when the request is longer than the context.
+            TemplateError: at the first piece, when messages cannot be rendered.
+            EngineError: when the engine is closed or dead.
+        """
+        return follow_async(lambda emit: self._begin(request, config or RequestConfig(), emit))
+
+    def abort(self, request_id: str | None = None) -> int:
+        """End requests of that name, or all of them, with what they have; return how many requests were ended."""
+        names = [name for key, group in self._running.items() if request_id in (None, key) for name in group]
+        self._loop.run(self._llm.abort(names))
+        return len(names)
+
+    def prompt_ids(self, request: InferRequest) -> list[int]:
+        """Return the token ids of a request's prompt.
+
+        Raises:
+            RequestError: when they leave no room for an answer.
+            TemplateError: when messages cannot be rendered.
+        """
+        return self.prompts.encode(request).input_ids
+
+    def close(self) -> None:
+        """End vLLM and its processes."""
+        if not self._closed:
+            self._closed = True
+            self._loop.call(self._llm.shutdown)
+            self._loop.close()
+            self._folders.cleanup()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Return why vLLM has died, or None."""
+        return self._llm.dead_error if self._llm.errored else None
+
+    def _begin(self, request: InferRequest, config: RequestConfig, emit: Emit) -> tuple[Future[InferResponse], Callable[[], None]]:
+        job = self._job(request, config, emit)
+        task = self._submit(job, request)
+        return job.result, lambda: None if job.result.done() else (task.cancel(), None)[1]
+
+    def _job(self, request: InferRequest, config: RequestConfig, emit: Emit | None = None) -> Job:
+        if self._closed:
+            raise EngineError("the engine is closed", fix="make a new one")
+        prompts = self.prompts
+        adapter, prompt = prompts.adapter_of(request, self._adapters), prompts.encode(request)
+        if prompt.model_inputs:
+            raise RequestError("the engine vllm takes texts only here", fix="serve the model with --infer_backend transformers")
+        room, drawing = prompts.room(prompt, config), resolve_drawing(config, self._own)
+        answers = [prompts.answer(config, room, marks=bool(request.tools)) for _ in range(config.n)]
+        lines = [Line(index, answer, drawing, row_seed(config.seed, index)) for index, answer in enumerate(answers)]
+        return Job(prompt, adapter, config, lines, emit=emit, request_id=request.request_id)
+
+    def _submit(self, job: Job, request: InferRequest) -> Future[None]:
+        return self._loop.start(self._answer(job, request.request_id))
+
+    async def _answer(self, job: Job, key: str) -> None:
+        """Run one request: each of its answers is a request of vLLM, so that seeds are those of this toolbox."""
+        lora = self._adapters.get(job.adapter) if job.adapter is not None else self._always
+        names = [uuid.uuid4().hex for _ in job.lines]
+        self._running.setdefault(key, set()).update(names)
+        try:
+            await asyncio.gather(*(self._line(job, line, name, lora) for line, name in zip(job.lines, names, strict=True)))
+            job.close()
+        except asyncio.CancelledError:
+            job.close()
+            raise
+        except Exception as error:  # noqa: BLE001  handed to the caller, who raises it
+            job.fail(_translated(error))
+        finally:
+            left = self._running[key].difference(names)
+            self._running[key] = left
+            if not left:
+                del self._running[key]
+
+    async def _line(self, job: Job, line: Line, name: str, lora: LoRARequest | None) -> None:
+        params = self._params(job, line)
+        source = self._llm.generate(TokensPrompt(prompt_token_ids=job.prompt.input_ids), params, name, lora_request=lora)
+        try:
+            async for output in source:
+                if output.prompt_logprobs is not None and job.prompt_logprobs is None:
+                    job.prompt_logprobs = _of_prompt(job.prompt, output.prompt_logprobs)
+                found = output.outputs[0]
+                for place, token in enumerate(found.token_ids):
+                    if line.answer.finish_reason is None:
+                        if found.logprobs is not None:
+                            line.logprobs.append(_told(token, found.logprobs[place], job.config.logprobs or 0))
+                        job.push(line, token, self.version)
+                if line.answer.finish_reason is not None:
+                    return  # a stop text: leaving the generator aborts the rest
+        finally:
+            await source.aclose()
+
+    def _params(self, job: Job, line: Line) -> SamplingParams:
+        config, drawing = job.config, line.drawing
+        return SamplingParams(
+            temperature=drawing.temperature,
+            top_p=drawing.top_p,
+            top_k=drawing.top_k,
+            min_p=drawing.min_p,
+            repetition_penalty=drawing.repetition_penalty,
+            presence_penalty=drawing.presence_penalty,
+            frequency_penalty=drawing.frequency_penalty,
+            logit_bias=dict(drawing.logit_bias) or None,
+            seed=line.seed % 2**63 if config.seed is not None else None,
+            max_tokens=line.answer.limit,
+            min_tokens=min(config.min_tokens, line.answer.limit),
+            # Stops are ours: the template's tokens, and texts as `Answer` finds them.
+            ignore_eos=True,
+            stop_token_ids=sorted(self.prompts.ending(config)),
+            logprobs=config.logprobs,
+            prompt_logprobs=0 if config.prompt_logprobs and line.index == 0 else None,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            structured_outputs=_form(config),
+        )
+
+    # ---- weights ---------------------------------------------------------------------------------------------------
+
+    def update_weights(self, weights: Mapping[str, Tensor], *, version: int | None = None, running: Running = "wait") -> None:
+        """Replace weights by the names of the model's files; the version moves where one is given.
+
+        Raises:
+            RequestError: when vLLM does not know a tensor.
+        """
+        with tempfile.TemporaryDirectory(dir=self._folders.name) as folder:
+            path = Path(folder) / "weights.safetensors"
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+            self._loop.run(self._transfer(path, version, running))
+        self.version = self.version if version is None else version
+
+    async def _transfer(self, path: Path, version: int | None, running: Running) -> None:
+        await self._llm.pause_generation(mode=running)
+        try:
+            await self._llm.start_weight_update()
+            await self._llm.update_weights(WeightTransferUpdateRequest({"path": str(path)}))
+            await self._llm.finish_weight_update(None if version is None else str(version))
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            raise RequestError(f"vLLM cannot load these weights: {error}", fix="send tensors by the names of the model's files") from error
+        finally:
+            await self._llm.resume_generation()
+
+    def update_adapter(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        *,
+        version: int | None = None,
+        running: Running = "wait",
+    ) -> None:
+        """Put a PEFT LoRA adapter in the place of the one of that name, or beside the others.
+
+        Raises:
+            EngineError: when vLLM refuses the adapter.
+        """
+        before = self._adapters.get(name)
+        with adapter_folder(settings, weights, inside=self._folders.name) as folder:
+            self._loop.run(self._llm.pause_generation(mode=running))
+            try:
+                self._adapters[name] = self._lora(name, folder, before.lora_int_id if before else None)
+            finally:
+                self._loop.run(self._llm.resume_generation())
+        self.version = self.version if version is None else version
+
+    def pause(self, running: Running = "wait") -> None:
+        """Begin nothing new from now on; return once what runs has ended, was aborted or stands still."""
+        self._loop.run(self._llm.pause_generation(mode=running))
+
+    def resume(self) -> None:
+        """Go on."""
+        self._loop.run(self._llm.resume_generation())
+
+    def sleep(self, level: int = 1) -> None:
+        """Let running answers end, begin nothing new and give memory back, as far as vLLM's platform can."""
+        self._loop.run(self._llm.pause_generation(mode="wait"))
+        self._loop.run(self._llm.sleep(level))
+
+    def wake(self) -> None:
+        """Go on."""
+        self._loop.run(self._llm.wake_up())
+        self._loop.run(self._llm.resume_generation())
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, in which vLLM lives."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="swift-vllm", daemon=True)
+        self._thread.start()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Awaitable[T]) -> T:
+        async def wrapped() -> T:
+            return await work
+
+        return self.start(wrapped()).result()
+
+    def call(self, act: Callable[[], T]) -> T:
+        async def wrapped() -> T:
+            return act()
+
+        return self.run(wrapped())
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _started(arguments: AsyncEngineArgs) -> AsyncLLM:
+    return AsyncLLM.from_engine_args(arguments)
+
+
+def _arguments(config: EngineConfig, folder: Path, context_length: int | None) -> AsyncEngineArgs:
+    loading = config.loading
+    dtype = str(loading.torch_dtype or "auto").removeprefix("torch.")
+    settings: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": dtype,
+        "max_model_len": context_length,
+        "max_num_seqs": config.max_batch_size,
+        "trust_remote_code": loading.trust_remote_code,
+        "enable_log_requests": False,
+        "max_logprobs": 20,
+        **config.engine_kwargs,
+        # Sampling settings of the model's own file are looked at by this engine, as by all others.
+        "generation_config": "vllm",
+        "logprobs_mode": f"{config.logprobs_mode}_logprobs",
+        "enable_lora": bool(loading.adapters) or bool(config.engine_kwargs.get("max_loras")),
+        "worker_extension_cls": f"{_EXTENSION}.WorkerExtension",
+        "weight_transfer_config": WeightTransferConfig(backend="swift_safetensors"),
+    }
+    return AsyncEngineArgs(**settings)
+
+
+def _refused(given: Mapping[str, Any]) -> list[Problem]:
+    known = AsyncEngineArgs.__dataclass_fields__
+    found = [Problem("--engine_kwargs", f"{name} is decided by this engine", "use its own flag") for name in given if name in _OURS]
+    found += [Problem("--engine_kwargs", f"vLLM has no setting {name!r}", "see `vllm serve --help`") for name in given if name not in known]
+    return found
+
+
+def _generation_config(folder: Path) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+
+
+def _form(config: RequestConfig) -> StructuredOutputsParams | None:
+    wanted = config.structured
+    if wanted is None:
+        return None
+    choice = list(wanted.choice) if wanted.choice is not None else None
+    return StructuredOutputsParams(json=wanted.json_schema, regex=wanted.regex, choice=choice)
+
+
+def _told(token: int, found: Mapping[int, Any], most: int) -> TokenLogprob:
+    ranked = sorted(found.items(), key=lambda one: one[1].rank or 0)
+    return TokenLogprob(token, found[token].logprob, tuple((other, one.logprob) for other, one in ranked[:most]))
+
+
+def _of_prompt(prompt: EncodedSample, found: Sequence[Mapping[int, Any] | None]) -> list[TokenLogprob]:
+    pairs = zip(prompt.input_ids[1:], found[1:], strict=True)
+    return [_told(token, one, 0) for token, one in pairs if one is not None]
+
+
+def _translated(error: Exception) -> Exception:
+    if isinstance(error, EngineDeadError):
+        return EngineError("vLLM has died; its log says why", fix="start the engine again")
+    if isinstance(error, ValueError):
+        return RequestError(str(error), fix="change the request")
+    return error
+
+
+def build_engine(config: EngineConfig) -> VllmEngine:
+    """Return an engine with the model that the settings name."""
+    return VllmEngine.from_config(config)
