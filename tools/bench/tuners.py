@@ -22,6 +22,7 @@ import torch
 from swift_core.batching.collate import Batch, collate
 from swift_core.config.training import SftConfig
 from swift_core.errors import SwiftError
+from swift_core.models.quantization import keep_differentiable
 from swift_core.registry import TUNERS
 from swift_core.scoring.scorer import Scorer
 from swift_core.tasks.sft import build_model, prepare
@@ -42,7 +43,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora: PiSSA": {"init_weights": "pissa_niter_4"},
     "lora: OLoRA": {"init_weights": "olora"},
     "lora: LoRA-GA": {"init_weights": "lora-ga", "lora_ga_batch_size": 1, "lora_ga_iters": 1},
-    "lora: EVA": {"init_weights": "eva", "eva_samples": 4},
+    "lora: EVA": {"init_weights": "eva", "eva_samples": 4, "eva_rho": 1.0},
+    "lora: QLoRA": {"quant_method": "bnb"},
+    "lora: QLoRA, LoftQ": {"quant_method": "bnb", "init_weights": "loftq"},
 }
 SETTINGS: dict[str, dict[str, Any]] = {"llamapro": {"llamapro_num_new_blocks": 2}, "oft": {"oft_block_size": 8}}
 COLUMNS = ("tuner", "trained", "first loss", "last loss", "reloaded", "merged", "seconds")
@@ -94,6 +97,7 @@ def measure(name: str, given: argparse.Namespace) -> list[str]:
     )
     data = prepare(config)
     model, tuner = build_model(config, data.folder)
+    keep_differentiable(model)
     samples = list(data.train)  # pyright: ignore[reportArgumentType]
     scorer, pad = Scorer(model), int(cast(Any, data.tokenizer).pad_token_id or 0)
 
@@ -110,7 +114,7 @@ def measure(name: str, given: argparse.Namespace) -> list[str]:
         again = load_tuner(tuner_type).load(bare(config, data.folder), Path(folder), trainable=False)
         reloaded = distance(logits(again, batch), expected)
         merged = "-"
-        if TUNERS.get(tuner_type).mergeable:
+        if TUNERS.get(tuner_type).mergeable and config.quantization.quant_method is None:
             merged = distance(logits(Swift.merge_and_unload(again), batch), expected)
     return [name, f"{trained:,}", f"{losses[0]:.4f}", f"{losses[-1]:.4f}", reloaded, merged, f"{time.monotonic() - started:.0f}"]
 
@@ -146,7 +150,13 @@ def bare(config: SftConfig, folder: Path) -> Any:
     """Return the base model as it is loaded for training."""
     from swift_core.models.loading import load_model, resolve_dtype
 
-    return load_model(config.loading, folder, dtype=resolve_dtype(config.loading, folder, device="cpu"), task_type="causal_lm")
+    return load_model(
+        config.loading,
+        folder,
+        dtype=resolve_dtype(config.loading, folder, device="cpu"),
+        task_type="causal_lm",
+        quantization=config.quantization,
+    )
 
 
 @torch.no_grad()

@@ -79,7 +79,14 @@ def test_methods_of_gpus_are_refused_on_a_cpu(method: str, folder: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("method", "library"), [("gptq", "gptqmodel"), ("awq", "gptqmodel"), ("hqq", "hqq"), ("bitsandbytes", "bitsandbytes")]
+    ("method", "library"),
+    [
+        ("gptq", "swift-core[gptq]"),
+        ("awq", "swift-core[gptq]"),
+        ("bitsandbytes", "swift-core[bnb]"),
+        ("compressed-tensors", "compressed-tensors"),
+        ("torchao", "torchao"),
+    ],
 )
 def test_packed_checkpoints_name_the_library_they_need(
     method: str, library: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,11 +94,114 @@ def test_packed_checkpoints_name_the_library_they_need(
     raw = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": method, "bits": 4}}
     assert packed_by(raw) == method
     monkeypatch.setattr(quantization, "_is_there", lambda module: False)
-    with pytest.raises(MissingDependencyError, match=library) as caught:
+    with pytest.raises(MissingDependencyError) as caught:
         quantization_config(QuantizationSection(), raw, tmp_path, dtype=torch.float32, device="cpu")
-    assert "swift-core[" in str(caught.value)
+    assert f"pip install '{library}'" in str(caught.value)
     with pytest.raises(ModelError, match=f"packed by {method} already"):
         quantization_config(QuantizationSection(quant_method="bnb"), raw, tmp_path, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("hqq", "does not load those that were saved packed.*--quant_method hqq"),
+        ("quanto", "does not load those that were saved packed.*--quant_method quanto"),
+        ("eetq", "run on a GPU, not on a CPU"),
+    ],
+)
+def test_packed_checkpoints_that_cannot_be_loaded_here_are_refused_with_what_can(
+    method: str, words: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "_is_there", lambda module: True)
+    copy = make_tiny_model(tmp_path / "packed", layers=1)
+    config = json.loads((copy / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=words):
+        load(copy)
+
+
+def compress(folder: Path, target: Path, scheme: str) -> Path:
+    """Write a model in the compressed-tensors format: 4 bits in groups, or FP8 with rounded inputs."""
+    import shutil
+
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme, apply_quantization_config
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    if scheme == "fp8":
+        weights = QuantizationArgs(num_bits=8, type="float", strategy="channel", symmetric=True)
+        inputs = QuantizationArgs(num_bits=8, type="float", strategy="token", symmetric=True, dynamic=True)
+    else:
+        weights, inputs = QuantizationArgs(num_bits=4, strategy="group", group_size=16, symmetric=scheme == "int4"), None
+    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)}
+    config = QuantizationConfig(config_groups=groups, ignore=["lm_head"])
+    model: Any = load(folder)
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            size = module.in_features if scheme == "fp8" else 16
+            parts = module.weight.detach().unflatten(1, (-1, size))
+            scale, zero = calculate_qparams(parts.amin(-1), parts.amax(-1), weights)
+            module.weight_scale.data.copy_(scale)
+            if getattr(module, "weight_zero_point", None) is not None:
+                module.weight_zero_point.data.copy_(zero)
+    compressor = ModelCompressor(quantization_config=config)
+    compressor.compress_model(model)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.safetensors*"))
+    model.save_pretrained(target)
+    compressor.update_config(target)
+    return target
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int4, asymmetric", "fp8"])
+def test_layers_of_compressed_tensors_stay_packed_and_pass_gradients(scheme: str, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from swift_core.models.unpacking import UnpackingLinear
+    from transformers import AutoModelForCausalLM
+
+    packed = load(compress(folder, tmp_path / "packed", scheme))
+    layers = {name: module for name, module in packed.named_modules() if isinstance(module, UnpackingLinear)}
+    assert len(layers) == 7 * packed.config.num_hidden_layers
+    assert all(
+        tensor.dtype in (torch.int32, torch.int64, torch.float8_e4m3fn, torch.float32)
+        for one in layers.values()
+        for tensor in one.buffers()
+    )
+    ids = torch.arange(12)[None] + 5
+    with torch.no_grad():
+        found = packed(input_ids=ids).logits
+        assert torch.allclose(
+            found, AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.float32)(input_ids=ids).logits, atol=1e-5
+        )
+        assert all(layer._kept is not None for layer in layers.values()), "answering unpacks a layer once"
+    plain = load(folder)
+    for name, layer in layers.items():
+        plain.get_submodule(name).weight.data = layer.weight.float().clone()
+    gradients = []
+    for model in (packed, plain):
+        weight = model.get_input_embeddings().weight.requires_grad_(True)
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        gradients.append(weight.grad)
+    assert all(layer._kept is None for layer in layers.values()), "training keeps nothing unpacked"
+    assert float(gradients[1].norm()) > 0
+    # FP8 rounds inputs as well, and gradients pass that rounding as if it were not there.
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < (0.2 if scheme == "fp8" else 1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"quant_bits": 8, "hqq_axis": 0, "quant_group_size": 16}], ids=str)
+def test_hqq_packs_every_layer_but_the_head(settings: dict[str, Any], folder: Path) -> None:
+    pytest.importorskip("hqq")
+    from hqq.core.quantize import HQQLinear
+
+    packed = load(folder, quant_method="hqq", **settings)
+    layers = [module for module in packed.modules() if isinstance(module, HQQLinear)]
+    assert len(layers) == 7 * packed.config.num_hidden_layers and type(packed.get_output_embeddings()) is nn.Linear
+    with pytest.raises(ModelError, match="packed and cannot be trained"):
+        FullTuner().prepare(packed, SftConfig(**GIVEN, tuner_type="full").tuner)
+    ids = torch.arange(12)[None] + 5
+    packed.get_input_embeddings().weight.requires_grad_(True)
+    packed(input_ids=ids, labels=ids).loss.backward()
+    assert float(packed.get_input_embeddings().weight.grad.norm()) > 0
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])

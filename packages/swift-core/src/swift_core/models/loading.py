@@ -209,6 +209,7 @@ def load_model(
     device_map: str | dict[str, Any] | None = None,
     quantization: QuantizationSection | None = None,
     device: str = "cpu",
+    trainable: bool = False,
 ) -> PreTrainedModel:
     """Return the model of a folder in evaluation mode, from safetensors only.
 
@@ -222,6 +223,7 @@ def load_model(
         device_map: as transformers takes it; by default the model stays on the CPU.
         quantization: how its weights are packed while loading, if at all.
         device: where it will run; packed weights go there while loading, others stay on the CPU.
+        trainable: whether something will be trained on it, which packed weights must have kernels for.
 
     Raises:
         ModelError: when the folder is incomplete, damaged, or of an architecture that is not supported for the task.
@@ -229,7 +231,8 @@ def load_model(
     """
     check_model_folder(folder)
     raw = read_json(folder / "config.json")
-    packing = quantization_config(quantization or QuantizationSection(), raw, folder, dtype=dtype, device=torch.device(device).type)
+    kind = torch.device(device).type
+    packing = quantization_config(quantization or QuantizationSection(), raw, folder, dtype=dtype, device=kind, trainable=trainable)
     if device_map is None:
         device_map = placement(packing, raw, device)
     detected = detect_folder(folder, model_type=section.model_type)

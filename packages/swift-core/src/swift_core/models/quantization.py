@@ -54,8 +54,10 @@ LIBRARIES: dict[str, Library] = {
 _WHILE_LOADING = ("hqq", "quanto")
 
 
-def quantization_config(section: QuantizationSection, raw: dict[str, Any], folder: Path, *, dtype: torch.dtype, device: str) -> Any:
-    """Return transformers' config of the method that the settings name, or None when they name none.
+def quantization_config(
+    section: QuantizationSection, raw: dict[str, Any], folder: Path, *, dtype: torch.dtype, device: str, trainable: bool = False
+) -> Any:
+    """Return transformers' config of the method that the settings name or that checkpoints need for training, or None.
 
     Args:
         section: the settings.
@@ -63,6 +65,7 @@ def quantization_config(section: QuantizationSection, raw: dict[str, Any], folde
         folder: where the model lies, for messages.
         dtype: number type of the weights that are not packed.
         device: where the model will run, such as `cpu`.
+        trainable: whether gradients pass through the weights.
 
     Raises:
         ModelError: when the weights are packed already, or the method does not run on the device.
@@ -75,7 +78,7 @@ def quantization_config(section: QuantizationSection, raw: dict[str, Any], folde
                 f"--quant_method {section.quant_method}: the weights of {str(folder)!r} are packed by {packed} already", fix="remove it"
             )
         check_checkpoint(packed, folder, device=device)
-        return None
+        return _kernels(packed, raw) if trainable else None
     if section.quant_method is None:
         return None
     check_library(section.quant_method, f"--quant_method {section.quant_method}")
@@ -86,6 +89,14 @@ def quantization_config(section: QuantizationSection, raw: dict[str, Any], folde
         )
     # transformers names HQQ, but does not pack with it while loading.
     return None if section.quant_method == "hqq" else _MAKERS[section.quant_method](section, dtype)
+
+
+def _kernels(method: str, raw: dict[str, Any]) -> Any:
+    """Return the config that lets gptqmodel choose kernels with a backward pass; transformers takes the rest from the checkpoint."""
+    from transformers import AwqConfig, GPTQConfig
+
+    kind: Any = {"gptq": GPTQConfig, "awq": AwqConfig}.get(method)
+    return None if kind is None else kind(bits=int(raw["quantization_config"].get("bits", 4)), backend="auto_trainable")
 
 
 def packed_by(raw: dict[str, Any]) -> str | None:
@@ -112,9 +123,7 @@ def check_checkpoint(method: str, folder: Path, *, device: str) -> None:
             fix=f"give the model that it was made from, and --quant_method {method}",
         )
     if method == "eetq" and device == "cpu":
-        raise ModelError(
-            f"{str(folder)!r}: weights packed by eetq run on a GPU, and this run is on a CPU", fix="use a GPU, or another model"
-        )
+        raise ModelError(f"{str(folder)!r}: weights packed by eetq run on a GPU, not on a CPU", fix="use a GPU, or another model")
     if method in LIBRARIES:
         check_library(method, f"{str(folder)!r}, whose weights are packed by {method},")
 

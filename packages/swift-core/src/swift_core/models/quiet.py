@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from logging import LogRecord, getLogger
@@ -23,7 +24,10 @@ def quiet_transformers() -> Generator[None]:
     if bars:
         logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of a packed checkpoint, whose kernels alone were chosen.
+            warnings.filterwarnings("ignore", message=".*already has a `quantization_config` attribute.*")
+            yield
     finally:
         loader.removeFilter(_no_table)
         if bars:

@@ -193,6 +193,7 @@ def build_headed(
         task_type=task_type,
         num_labels=labels.count if labels else None,
         problem_type=labels.problem if labels else None,
+        trainable=True,
         quantization=config.quantization,
         device_map=layers_over_devices(config.parallel),
         device=device,

@@ -74,6 +74,7 @@ def build_model(config: SftConfig, folder: Path) -> tuple[nn.Module, Tuner]:
         quantization=config.quantization,
         device=device,
         device_map=layers_over_devices(config.parallel),
+        trainable=True,
     )
     freeze_parts(model, config.tuner)
     model.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
