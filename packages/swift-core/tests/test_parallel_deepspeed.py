@@ -29,12 +29,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     jobs: list[dict[str, Any]] = [{"name": stage, "deepspeed": stage} for stage in ("zero1", "zero2", "zero3")]
     for stage, source in (("zero2", "zero2"), ("zero3", "zero3"), ("zero3", "alone"), ("zero2", "zero3")):
         jobs.append({"name": f"{stage}_from_{source}", "deepspeed": stage, "resume": str(folder / source / "checkpoint-2")})
+    shared = {"sequence_parallel_size": 2, **ALONE}
+    jobs.append({"name": "zero2_ulysses", "deepspeed": "zero2", "sequence_parallel_mode": "ulysses", **shared})
+    jobs.append({"name": "zero3_ring", "deepspeed": "zero3", "sequence_parallel_mode": "ring", **shared})
     for job in jobs:
-        job.update(model_folder=plain, out=str(folder / job["name"]), **BOTH)
+        job.update({"model_folder": plain, "out": str(folder / job["name"]), **BOTH, **job})
     return folder, on_ranks(jobs, folder)
 
 
-@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3", "zero2_ulysses", "zero3_ring"])
 def test_each_stage_trains_as_one_process(runs: tuple[Path, dict[str, str]], stage: str) -> None:
     folder, done = runs
     assert done[stage] == "ZeroEngine DeepSpeedEngine 2"
