@@ -113,12 +113,10 @@ def _loaded(reference: str, settings: Any) -> RewardModelScores:
     model, section, source = load_classifier(reference, settings)
     folder = resolve_model_folder(section)
     args = _json(source / ARGS)
-    processor = load_processor(
-        source if (source / "tokenizer_config.json").is_file() else folder, trust_remote_code=section.trust_remote_code
-    )
+    processor = load_processor(folder, trust_remote_code=section.trust_remote_code)
     tokenizer = tokenizer_of(processor)
     chat = TemplateSection(**{name: args[name] for name in _PROMPT if args.get(name) is not None})
-    template = text_template(chat, MediaSection(), source, processor, asked=True)
+    template = text_template(chat, MediaSection(), folder, processor, asked=True)
     settings_of: Any = unwrap(model).config
     tell_padding(settings_of, "seq_cls", tokenizer)
     limit = max_model_length(settings_of, tokenizer)
