@@ -82,7 +82,7 @@ def lines_of(rewarded: Rewarded, names: Sequence[str]) -> list[dict[str, Any]]:
             **{f"reward/{name}": value for name, value in zip(names, rewarded.rewards[place], strict=True)},
             "advantage": advantages[place],
             "tokens": tokens[place],
-            **({"turns": rewarded.turns[place]} if max(rewarded.turns) > 1 else {}),
+            "turns": rewarded.turns[place],
             "finish_reason": rewarded.finish_reasons[place],
             "version": group.version,
             **{f"episode_{name}": value for name, value in rewarded.info[place].items()},

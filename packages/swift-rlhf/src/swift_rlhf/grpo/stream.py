@@ -114,7 +114,10 @@ class RolloutStream(Iterator[EncodedSample]):
         started = time.monotonic()
         groups = self._collect()
         rewards = reward_tensor(groups)
-        self._meter.add_value("rollout_seconds", time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._meter.add_value("rollout_seconds", seconds)
+        if not self._plan.ahead:
+            self._meter.add_value("rollout_tokens_per_second", sum(sum(rewarded.lengths) for rewarded in groups) / max(seconds, 1e-9))
         log_round(self._meter, groups, rewards, self._asking.reward_names, self._plan.weights)
         if self._plan.ahead:
             self._meter.add_value("staleness", sum(self.version - rewarded.group.version for rewarded in groups) / len(groups))
@@ -167,10 +170,19 @@ class RolloutStream(Iterator[EncodedSample]):
             for group, values in zip(plain, self._passes.of_reference(plain), strict=True):
                 for answer, (logps, _) in zip(group.answers, values, strict=True):
                     answer.ref_logps = logps
+        if self._settings.rollout_importance_sampling_mode is None and not self._plan.kl_in_reward:
+            self._hold_to_what_wrote(groups)
         if self._plan.updates > 1 or self._plan.kl_in_reward:
             self._set_old([rewarded for rewarded in groups if any(answer.old_logps is None for answer in rewarded.group.answers)])
         if self._settings.top_entropy_quantile < 1:
             self._keep_uncertain(plain)
+
+    def _hold_to_what_wrote(self, groups: Sequence[Rewarded]) -> None:
+        """Let the update of answers of older weights be bounded by the distance from the weights that wrote them."""
+        for rewarded in groups:
+            for answer in rewarded.group.answers if rewarded.group.version != self.version else ():
+                if answer.old_logps is None:
+                    answer.old_logps = list(answer.sampler_logps)
 
     def _set_old(self, groups: Sequence[Rewarded]) -> None:
         plain = [rewarded.group for rewarded in groups]
@@ -194,9 +206,6 @@ class RolloutStream(Iterator[EncodedSample]):
             for answer in rewarded.group.answers:
                 if fresh and plan.updates == 1:
                     answer.old_logps = None  # the forward pass that trains them says the same
-                elif not fresh and answer.old_logps is None and self._settings.rollout_importance_sampling_mode is None:
-                    # Written by older weights: what wrote them is what the update must not leave too far behind.
-                    answer.old_logps = list(answer.sampler_logps)
 
     def _leave_out_truncated(self, groups: Sequence[Rewarded]) -> None:
         for rewarded in groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -49,3 +50,15 @@ class RestingEngine(Protocol):
     def rest(self) -> None:
         """Give back what is not needed until the next `update`."""
         ...
+
+
+def answered_together(
+    engine: EpisodeEngine, requests: Sequence[TurnRequest], sampling: Sampling, *, seed: int, version: int
+) -> list[Generation]:
+    """Return one answer for each request, in order, from an engine that takes them one by one."""
+
+    async def all_of_them() -> list[Generation]:
+        answers = (engine.answer(request, sampling, seed=hash((seed, place)), version=version) for place, request in enumerate(requests))
+        return list(await asyncio.gather(*answers))
+
+    return asyncio.run(all_of_them())

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from swift_core.errors import EngineError, TrainingError
 
 from swift_rlhf.rollout.client import RolloutClient, Unavailable
+from swift_rlhf.rollout.engine import answered_together
 from swift_rlhf.rollout.episodes import Generation
 from swift_rlhf.rollout.play import TurnRequest
 from swift_rlhf.rollout.sampling import Sampling
@@ -126,12 +127,7 @@ class RolloutServers:
 
     def generate(self, requests: Sequence[TurnRequest], sampling: Sampling, *, seed: int, version: int) -> list[Generation]:
         """Return one answer for each request, in order."""
-
-        async def all_of_them() -> list[Generation]:
-            answers = (self.answer(request, sampling, seed=hash((seed, place)), version=version) for place, request in enumerate(requests))
-            return list(await asyncio.gather(*answers))
-
-        return asyncio.run(all_of_them())
+        return answered_together(self, requests, sampling, seed=seed, version=version)
 
     async def answer(self, request: TurnRequest, sampling: Sampling, *, seed: int, version: int) -> Generation:
         """Return the answer to one request.
