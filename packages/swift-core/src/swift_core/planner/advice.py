@@ -8,7 +8,7 @@ from typing import Any
 
 from swift_core.config.training import SftConfig
 from swift_core.errors import SwiftError
-from swift_core.planner.estimate import Plan, examine, with_settings
+from swift_core.planner.estimate import Plan, examine, plan_run
 from swift_core.planner.record import RunEstimate, Suggestion
 
 
@@ -18,13 +18,19 @@ def suggestions(plan: Plan, present: RunEstimate) -> tuple[Suggestion, ...]:
     for changes in _changes(plan):
         try:
             config = changed(plan.config, changes)
-            total = examine(with_settings(plan, config))[0].memory.total
+            total = examine(plan_run(config, plan.folder, _shortened(plan, config)))[0].memory.total
         except SwiftError:
             continue
         if total < 0.98 * present.memory.total:
             flags = " ".join(f"--{name} {_word(value)}" for name, value in changes.items())
             found.append(Suggestion(flags, total, present.memory.total - total))
     return tuple(sorted(found, key=lambda suggestion: suggestion.total))
+
+
+def _shortened(plan: Plan, config: SftConfig) -> list[int]:
+    """Return the lengths of the samples under another `--max_length`."""
+    limit = config.chat.max_length
+    return [length if limit is None else min(length, limit) for length in plan.lengths]
 
 
 def changed(config: SftConfig, changes: dict[str, Any]) -> SftConfig:

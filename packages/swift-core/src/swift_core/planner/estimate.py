@@ -22,10 +22,10 @@ from swift_core.planner.formula import by_formula
 from swift_core.planner.packing import packed_bytes
 from swift_core.planner.record import Extra, MemoryEstimate, PlansExtra, RunEstimate
 from swift_core.planner.simulate import Pass, Traced, trace
-from swift_core.planner.spread import Share, Sizes, processes, share
+from swift_core.planner.sizes import sizes_of
+from swift_core.planner.spread import Share, Sizes, share
 from swift_core.planner.stand_in import Stack, build, find_stack
 from swift_core.planner.tracing import GRADIENT, HEAD, OTHER, Moment
-from swift_core.registry import OPTIMIZERS
 from swift_core.train.dealing import plan_shape, require_pack_length
 from swift_core.train.parallel import training_device
 from swift_core.train.tuning import weights_dtype
@@ -78,7 +78,9 @@ def plan_run(config: SftConfig, folder: Path, lengths: Sequence[int] | None = No
     training, device = config.training, training_device(use_cpu=config.launch.use_cpu)
     size = processes_asked()
     packed = training.padding_free is not False
-    dealt_to = size // (processes(config, size) if mode_of(config) in ("tensor", "pipeline") else 1)
+    parallel = config.parallel
+    sharing = parallel.tensor_parallel_size * parallel.pipeline_parallel_size * parallel.sequence_parallel_size
+    dealt_to = max(1, size // sharing)
     if lengths is None:
         count = training.per_device_train_batch_size * (training.gradient_accumulation_steps or 1) * dealt_to
         lengths = [config.chat.max_length or _USUAL_LENGTH] * count
@@ -110,7 +112,7 @@ def examine(plan: Plan) -> tuple[RunEstimate, Traced]:
     """
     config, device = plan.config, plan.device
     model = build(config, plan.folder, weights_dtype(config, plan.folder, device=device))
-    sizes = _sizes(model, config)
+    sizes = sizes_of(model, config)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     held = share(config, sizes, size=plan.size, device=device)
     traced, exact = traced_run(plan, model)
@@ -135,7 +137,9 @@ def pass_of(plan: Plan) -> Pass:
     config, training = plan.config, plan.config.training
     spread = mode_of(config) != "ddp"
     wanted = training.gradient_checkpointing
-    lengths = plan.fullest.lengths * plan.extra.samples
+    # Processes that share the tokens of a sample hold an equal part each.
+    part = config.parallel.sequence_parallel_size
+    lengths = tuple(-(-length // part) for length in plan.fullest.lengths * plan.extra.samples)
     return Pass(
         lengths=lengths,
         trained=max(1, sum(lengths) - len(lengths)),
@@ -157,7 +161,7 @@ def traced_run(plan: Plan, model: nn.Module) -> tuple[Traced, bool]:
     except Exception as error:  # noqa: BLE001  the code of any architecture runs here, and may ask for numbers in any way
         logger.warning("this model's code cannot be followed without its weights, so a formula is used: %s", _short(error))
         text = unwrap(model).config.get_text_config()
-        return by_formula(text, run, trained=_sizes(model, plan.config).trained, element=next(model.parameters()).element_size()), False
+        return by_formula(text, run, trained=sizes_of(model, plan.config).trained, element=next(model.parameters()).element_size()), False
     for name, moment in found.moments.items():
         if name != HEAD:
             moment.kinds[OTHER] += extra
@@ -196,49 +200,6 @@ def _line(small: Traced, large: Traced, share_of: float) -> Traced:
     for key, count in large.costs.items():
         seconds[key] = seconds.get(key, 0.0) + share_of * count
     return Traced(moments, along(small.gradients, large.gradients), seconds)
-
-
-def _sizes(model: nn.Module, config: SftConfig) -> Sizes:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    bytes_of = [parameter.numel() * parameter.element_size() for parameter in trained]
-    numbers = sum(parameter.numel() for parameter in trained)
-    stack = find_stack(model)
-    layers = list(stack.layers) if stack is not None else []
-    whole = [sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters()) for layer in layers]
-    every = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
-    return Sizes(
-        weights=packed_bytes(model, config).weights,
-        trained=sum(bytes_of),
-        numbers=numbers,
-        largest=max(bytes_of, default=0),
-        layer=max([*whole, *every]),
-        state=_states(model, config),
-    )
-
-
-def _states(model: nn.Module, config: SftConfig) -> float:
-    """Return the numbers that the optimizer keeps for each trained number, on average."""
-    spec = OPTIMIZERS.get(config.optimization.optim)
-    rank = _rank(config)
-    if rank is None:
-        return spec.states
-    words = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    kept = total = 0.0
-    for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
-        projected = parameter.ndim == 2 and id(parameter) not in words
-        kept += parameter.numel() * (min(1.0, rank / min(parameter.shape)) if projected else 1.0)
-        total += parameter.numel()
-    return spec.states * kept / max(total, 1)
-
-
-def _rank(config: SftConfig) -> int | None:
-    """Return the rank that an optimizer projects gradients to, or None where it takes them as they are."""
-    spec = OPTIMIZERS.get(config.optimization.optim)
-    if not spec.projects:
-        return None
-    if spec.family == "galore":
-        return config.memory.galore_rank
-    return config.memory.apollo_rank or (1 if spec.name == "apollo_mini" else 256)
 
 
 def fullest_moment(traced: Traced, held: Share, sizes: Sizes, *, runtime: int) -> MemoryEstimate:
@@ -282,8 +243,3 @@ def with_extra(memory: MemoryEstimate, plan: Plan, model: nn.Module, sizes: Size
 
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-def with_settings(plan: Plan, config: Any) -> Plan:
-    """Return the plan of the same data with other settings."""
-    return replace(plan_run(config, plan.folder, plan.lengths), lengths=plan.lengths)

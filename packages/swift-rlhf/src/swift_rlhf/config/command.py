@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from swift_core.config.training import SftConfig
 from swift_core.errors import Problem
+from swift_core.planner.record import Extra
 
 from swift_rlhf.config.algorithm import algorithm_of, algorithm_problems, fill_algorithm
 from swift_rlhf.config.chord import ChordSection
@@ -69,6 +70,19 @@ class RlhfConfig(SftConfig):
     def task_problems(self) -> list[Problem]:
         """Return settings of alignment that cannot work together."""
         return algorithm_problems(self, set(type(self).model_fields) - set(SftConfig.model_fields))
+
+    def planned_extra(self) -> Extra:
+        """Return what the algorithm needs besides training on its samples, for `swift estimate`."""
+        spec, full = self.algorithm, self.tuner.tuner_type == "full"
+        if spec is None:
+            return Extra()
+        # With adapters the model without them is the reference.
+        held = spec.name == "grpo" or "reference" in spec.sections
+        copies = int(bool(self.task.ref_model) or (held and full and (self.task.beta or spec.beta or 0) > 0))
+        if not spec.online:
+            return Extra(samples=1 if spec.name == "kto" else 2, copies=copies)
+        answers = 0 if self.sampling.use_vllm else self.training.per_device_train_batch_size
+        return Extra(copies=copies, answers=answers, answer_tokens=self.sampling.max_completion_length)
 
     def _accumulation(self) -> int:
         spec = self.algorithm
