@@ -120,6 +120,15 @@ def test_packed_checkpoints_that_cannot_be_loaded_here_are_refused_with_what_can
         load(copy)
 
 
+def test_gptq_is_not_trained_through_on_a_cpu_and_the_way_out_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "_is_there", lambda module: True)
+    raw = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    settings: Any = {"dtype": torch.float32, "device": "cpu"}
+    assert quantization_config(QuantizationSection(), raw, folder, **settings) is None
+    with pytest.raises(ModelError, match="swift export --quant_method gptq"):
+        quantization_config(QuantizationSection(), raw, folder, **settings, trainable=True)
+
+
 def compress(folder: Path, target: Path, scheme: str) -> Path:
     """Write a model in the compressed-tensors format: 4 bits in groups, or FP8 with rounded inputs."""
     import shutil

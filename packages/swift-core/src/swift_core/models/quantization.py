@@ -78,6 +78,12 @@ def quantization_config(
                 f"--quant_method {section.quant_method}: the weights of {str(folder)!r} are packed by {packed} already", fix="remove it"
             )
         check_checkpoint(packed, folder, device=device)
+        if trainable and packed == "gptq" and device == "cpu":
+            # gptqmodel 7.6 chooses a kernel there that divides by zero in its first pass for training.
+            raise ModelError(
+                f"{str(folder)!r}: adapters are not trained over weights of the GPTQ format on a CPU, for want of a kernel",
+                fix="use a GPU, or pack the original with `swift export --quant_method gptq`, whose format is trained on CPUs too",
+            )
         return _kernels(packed, raw) if trainable else None
     if section.quant_method is None:
         return None
