@@ -181,6 +181,7 @@ COMMANDS = Registry(
         "infer": "swift-infer[transformers]",
         "deploy": "swift-infer[transformers,serve]",
         "rollout": "swift-infer[transformers,serve]",
+        "sample": "swift-infer[transformers]",
         "merge-lora": "swift-tuners",
         "eval": "swift-eval",
         "web-ui": "swift-ui",
@@ -222,6 +223,7 @@ ENGINES = Registry(
         "vllm": "swift-infer[vllm]",
         "sglang": "swift-infer[sglang]",
         "lmdeploy": "swift-infer[lmdeploy]",
+        "client": "swift-infer[client]",
     },
 )
 EXPORTS = Registry(

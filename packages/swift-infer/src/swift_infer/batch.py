@@ -94,7 +94,7 @@ def answer_dataset(config: InferConfig, checkpoint: Checkpoint | None, build_eng
         SwiftError: when the model cannot be loaded or a row cannot be answered.
     """
     path = result_path(config, checkpoint)
-    questions = _questions(config, checkpoint, path)
+    questions = load_questions(config, checkpoint, path)
     model = " ".join(config.loading.adapters) or str(config.loading.model)
     results = ResultFile(path, prompts=[question.messages for question in questions], model=model)
     try:
@@ -127,7 +127,13 @@ def _answer_rest(
     progress.finish()
 
 
-def _questions(config: InferConfig, checkpoint: Checkpoint | None, path: Path) -> list[Question]:
+def load_questions(config: InferConfig, checkpoint: Checkpoint | None, path: Path) -> list[Question]:
+    """Return the rows to answer; bad ones are treated as the settings say.
+
+    Raises:
+        DataError: for bad rows, and rows without a question.
+        NotFoundError: when a data set is absent.
+    """
     data = data_section(config, checkpoint)
     loaded = load_datasets(data, config.loading, need_answer=False)
     sys.stderr.write(loaded.report.summary() + "\n")

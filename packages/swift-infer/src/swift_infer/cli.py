@@ -9,8 +9,8 @@ from swift_core.plugins import load_plugin_files
 from swift_core.protocols import Engine, TextEngine
 from swift_core.registry import ENGINES
 
-from swift_infer.checkpoint import adopt_checkpoint
-from swift_infer.config import DeployConfig, InferConfig
+from swift_infer.checkpoint import Checkpoint, adopt_checkpoint
+from swift_infer.config import DeployConfig, InferConfig, SampleConfig
 
 
 def run_infer(config: InferConfig) -> int:
@@ -20,7 +20,7 @@ def run_infer(config: InferConfig) -> int:
         SwiftError: when the model, the rows or the result file cannot be used.
     """
     load_plugin_files(config.launch.external_plugins)
-    checkpoint, notes = adopt_checkpoint(config)
+    checkpoint, notes = _adopt(config)
     _say(notes)
     if _task_of(config) != "causal_lm":
         from swift_infer.text_batch import read_dataset
@@ -39,6 +39,20 @@ def run_infer(config: InferConfig) -> int:
         engine.close()
 
 
+def run_sample(config: SampleConfig) -> int:
+    """Answer every row several times and write the best answers.
+
+    Raises:
+        SwiftError: when the model, the rows or the output file cannot be used.
+    """
+    load_plugin_files(config.launch.external_plugins)
+    checkpoint, notes = _adopt(config)
+    _say(notes)
+    from swift_infer.sample import sample_dataset
+
+    return sample_dataset(config, checkpoint, lambda: _build_engine(config))
+
+
 def run_deploy(config: DeployConfig) -> int:
     """Serve the model until SIGTERM or SIGINT.
 
@@ -46,7 +60,7 @@ def run_deploy(config: DeployConfig) -> int:
         SwiftError: when the port is taken or the model cannot be loaded.
     """
     load_plugin_files(config.launch.external_plugins)
-    _, notes = adopt_checkpoint(config)
+    _, notes = _adopt(config)
     _say(notes)
     from swift_core.errors import MissingDependencyError
 
@@ -64,6 +78,11 @@ def _build_engine(config: InferConfig | DeployConfig) -> Engine:
     return ENGINES.load(config.inference.infer_backend)(config.engine_config())
 
 
+def _adopt(config: InferConfig | DeployConfig) -> tuple[Checkpoint | None, list[str]]:
+    # An endpoint's model has no folder here.
+    return (None, []) if config.inference.infer_backend == "client" else adopt_checkpoint(config)
+
+
 def _task_of(config: InferConfig | DeployConfig) -> str:
     """Return what the model is for: as the settings or the checkpoint say, else as its files do.
 
@@ -71,7 +90,8 @@ def _task_of(config: InferConfig | DeployConfig) -> str:
         ConfigError: when this engine does not run models for it.
     """
     task = config.task.task_type
-    if task is None and config.loading.model and not config.loading.adapters:
+    remote = config.inference.infer_backend == "client"
+    if task is None and not remote and config.loading.model and not config.loading.adapters:
         from swift_core.models.detection import detect_folder
         from swift_core.models.loading import resolve_model_folder
 

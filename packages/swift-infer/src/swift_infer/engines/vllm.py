@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import tempfile
-import threading
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 from safetensors.torch import save_file
-from swift_core.config.sections import MediaSection, ModelSection
 from swift_core.errors import ConfigError, EngineError, Problem, RequestError
-from swift_core.models.config import load_config
-from swift_core.models.loading import resolve_model_folder
-from swift_core.protocols import (
-    Capabilities,
-    EncodedSample,
-    InferRequest,
-    InferResponse,
-    RequestConfig,
-    Running,
-    TextDelta,
-    TokenLogprob,
-)
+from swift_core.protocols import Capabilities, EncodedSample, RequestConfig, Running, TokenLogprob
 from torch import Tensor
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
@@ -38,23 +23,17 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from swift_infer.adapter_names import adapter_folders, adapter_problems, named_adapters
-from swift_infer.checkpoint import read_checkpoint
 from swift_infer.config import ChatSection, EngineConfig, LogprobsMode
-from swift_infer.engines.lines import Emit, Job, Line
-from swift_infer.engines.processors import display_name, processor_for
-from swift_infer.engines.prompts import Prompts
-from swift_infer.engines.sampling import resolve_drawing, row_seed
-from swift_infer.engines.streams import follow, follow_async
+from swift_infer.engines.lines import Job, Line
+from swift_infer.engines.looped import LoopEngine, Written, loading_of, lora_folder
 from swift_infer.engines.weights import adapter_folder
-
-T = TypeVar("T")
 
 _EXTENSION = "swift_infer.engines.vllm_worker"
 # What this engine itself decides.
 _OURS = ("model", "tokenizer", "enable_lora", "logprobs_mode", "worker_extension_cls", "weight_transfer_config", "generation_config")
 
 
-class VllmEngine:
+class VllmEngine(LoopEngine):
     """Answers requests with vLLM.
 
     Args:
@@ -78,7 +57,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        model_path: str | Path,
+        model_path: str | Path | EngineConfig,
         *,
         adapters: Sequence[str | Path] | Mapping[str, str | Path] = (),
         template: str | None = None,
@@ -90,63 +69,29 @@ class VllmEngine:
         logprobs_mode: LogprobsMode = "raw",
         engine_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        pairs = adapters.items() if isinstance(adapters, Mapping) else ((None, folder) for folder in adapters)
-        loading = ModelSection(
-            model=str(model_path),
-            adapters=[str(folder) if name is None else f"{name}={folder}" for name, folder in pairs],
-            torch_dtype=torch_dtype,
-            trust_remote_code=trust_remote_code,
-        )
-        self._load(
-            EngineConfig(
-                loading=loading,
+        config = model_path
+        if not isinstance(config, EngineConfig):
+            config = EngineConfig(
+                loading=loading_of(config, adapters, torch_dtype, trust_remote_code),
                 chat=ChatSection(template=template, system=system, max_length=max_length),
                 max_batch_size=max_batch_size,
                 logprobs_mode=logprobs_mode,
                 engine_kwargs=dict(engine_kwargs or {}),
             )
-        )
-
-    @classmethod
-    def from_config(cls, config: EngineConfig) -> Self:
-        """Load the model that the settings name.
-
-        Raises:
-            NotFoundError: when the model or adapter is absent.
-            EngineError: when vLLM does not start.
-        """
-        engine = cls.__new__(cls)
-        engine._load(config)
-        return engine
-
-    def _load(self, config: EngineConfig) -> None:
-        loading = config.loading
-        if problems := [*adapter_problems(loading.adapters), *_refused(config.engine_kwargs)]:
+        if problems := [*adapter_problems(config.loading.adapters), *_refused(config.engine_kwargs)]:
             raise ConfigError(problems)
-        folder = resolve_model_folder(loading)
-        self.model_name = display_name(loading)
-        model_config = load_config(loading, folder)
-        self.prompts = Prompts(processor_for(folder, loading), config.chat, config.media or MediaSection(), model_config, self.model_name)
-        self.tokenizer, self.template, self.context_length = self.prompts.tokenizer, self.prompts.template, self.prompts.context_length
-        self.max_batch_size = config.max_batch_size
-        self.version = 0
-        self._own = _generation_config(folder)
         self._adapters: dict[str, LoRARequest] = {}
-        self._ids = itertools.count(1)
-        self._running: dict[str, set[str]] = {}  # request id of the caller -> names that vLLM knows them by
-        self._closed = False
-        self._folders = tempfile.TemporaryDirectory(prefix="swift-vllm-")
-        self._loop = _LoopThread()
-        try:
-            self._llm = self._loop.run(_started(_arguments(config, folder, self.context_length)))
-        except Exception as error:
-            self._loop.close()
-            raise EngineError(f"vLLM does not start: {error}", fix="its log above says why") from error
         self._always: LoRARequest | None = None
-        for name, place in named_adapters(loading).items():
+        self._ids = itertools.count(1)
+        self._folders = tempfile.TemporaryDirectory(prefix="swift-vllm-")
+        super().__init__(config)
+        for name, place in named_adapters(config.loading).items():
             self.add_adapter(name, place)
-        for place in [] if self._adapters else adapter_folders(loading):
+        for place in [] if self._adapters else adapter_folders(config.loading):
             self._always = self._lora(self.model_name, place)
+
+    def _begin_library(self, config: EngineConfig, folder: Path) -> None:
+        self._llm = self._loop.run(_started(_arguments(config, folder, self.context_length)))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -192,10 +137,7 @@ class VllmEngine:
         self._loop.run(self._llm.remove_lora(found.lora_int_id))
 
     def _lora(self, name: str, folder: Path, number: int | None = None) -> LoRARequest:
-        checkpoint = read_checkpoint(folder)
-        if checkpoint.tuner != "lora" or not checkpoint.is_adapter:
-            raise EngineError(f"{str(folder)!r} holds no LoRA adapter, and vLLM takes no other kind", fix="merge it into the model first")
-        found = LoRARequest(name, number or next(self._ids), str(folder), load_inplace=number is not None)
+        found = LoRARequest(name, number or next(self._ids), str(lora_folder(folder, self.name)), load_inplace=number is not None)
         try:
             self._loop.run(self._llm.add_lora(found))
         except Exception as error:
@@ -206,143 +148,39 @@ class VllmEngine:
 
     # ---- answers ---------------------------------------------------------------------------------------------------
 
-    def infer(self, requests: Sequence[InferRequest], config: RequestConfig | None = None) -> list[InferResponse]:
-        """Answer all requests, in order; they run together with those of other callers.
-
-        Raises:
-            RequestError: when a request is longer than the context.
-            TemplateError: when messages cannot be rendered.
-            EngineError: when the engine is closed or dead.
-        """
-        jobs = [self._job(request, config or RequestConfig()) for request in requests]
-        tasks = [self._submit(job, request) for job, request in zip(jobs, requests, strict=True)]
-        try:
-            return [job.result.result() for job in jobs]
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            raise
-
-    async def ainfer(self, request: InferRequest, config: RequestConfig | None = None) -> InferResponse:
-        """Answer one request without blocking the event loop; cancelling it aborts the request.
-
-        Raises:
-            RequestError: when the request is longer than the context.
-            TemplateError: when messages cannot be rendered.
-            EngineError: when the engine is closed or dead.
-        """
-        job = await asyncio.to_thread(self._job, request, config or RequestConfig())
-        task = self._submit(job, request)
-        try:
-            return await asyncio.shield(asyncio.wrap_future(job.result))
-        except BaseException:
-            task.cancel()
-            raise
-
-    def stream(self, request: InferRequest, config: RequestConfig | None = None) -> Iterator[TextDelta]:
-        """Answer one request piece by piece; closing the iterator aborts it.
-
-        Raises:
-            RequestError: at the first piece, when the request is longer than the context.
-            TemplateError: at the first piece, when messages cannot be rendered.
-            EngineError: when the engine is closed or dead.
-        """
-        return follow(lambda emit: self._begin(request, config or RequestConfig(), emit))
-
-    def astream(self, request: InferRequest, config: RequestConfig | None = None) -> AsyncIterator[TextDelta]:
-        """Answer one request piece by piece without blocking the event loop; closing the iterator aborts it.
-
-        Raises:
-            RequestError: at the first piece, when the request is longer than the context.
-            TemplateError: at the first piece, when messages cannot be rendered.
-            EngineError: when the engine is closed or dead.
-        """
-        return follow_async(lambda emit: self._begin(request, config or RequestConfig(), emit))
-
-    def abort(self, request_id: str | None = None) -> int:
-        """End requests of that name, or all of them, with what they have; return how many requests were ended."""
-        names = [name for key, group in self._running.items() if request_id in (None, key) for name in group]
-        self._loop.run(self._llm.abort(names))
-        return len(names)
-
-    def prompt_ids(self, request: InferRequest) -> list[int]:
-        """Return the token ids of a request's prompt.
-
-        Raises:
-            RequestError: when they leave no room for an answer.
-            TemplateError: when messages cannot be rendered.
-        """
-        return self.prompts.encode(request).input_ids
-
-    def close(self) -> None:
-        """End vLLM and its processes."""
-        if not self._closed:
-            self._closed = True
-            self._loop.call(self._llm.shutdown)
-            self._loop.close()
-            self._folders.cleanup()
-
     @property
     def error(self) -> BaseException | None:
         """Return why vLLM has died, or None."""
         return self._llm.dead_error if self._llm.errored else None
 
-    def _begin(self, request: InferRequest, config: RequestConfig, emit: Emit) -> tuple[Future[InferResponse], Callable[[], None]]:
-        job = self._job(request, config, emit)
-        task = self._submit(job, request)
-        return job.result, lambda: None if job.result.done() else (task.cancel(), None)[1]
+    def close(self) -> None:
+        """End vLLM and its processes."""
+        if not self._closed:
+            self._loop.call(self._llm.shutdown)
+            super().close()
+            self._folders.cleanup()
 
-    def _job(self, request: InferRequest, config: RequestConfig, emit: Emit | None = None) -> Job:
-        if self._closed:
-            raise EngineError("the engine is closed", fix="make a new one")
-        prompts = self.prompts
-        adapter, prompt = prompts.adapter_of(request, self._adapters), prompts.encode(request)
-        if prompt.model_inputs:
-            raise RequestError("the engine vllm takes texts only here", fix="serve the model with --infer_backend transformers")
-        room, drawing = prompts.room(prompt, config), resolve_drawing(config, self._own)
-        answers = [prompts.answer(config, room, marks=bool(request.tools)) for _ in range(config.n)]
-        lines = [Line(index, answer, drawing, row_seed(config.seed, index)) for index, answer in enumerate(answers)]
-        return Job(prompt, adapter, config, lines, emit=emit, request_id=request.request_id)
+    async def _end(self, names: Sequence[str]) -> None:
+        await self._llm.abort(list(names))
 
-    def _submit(self, job: Job, request: InferRequest) -> Future[None]:
-        return self._loop.start(self._answer(job, request.request_id))
-
-    async def _answer(self, job: Job, key: str) -> None:
-        """Run one request: each of its answers is a request of vLLM, so that seeds are those of this toolbox."""
+    async def _tokens(self, job: Job, line: Line, name: str) -> AsyncGenerator[Written]:
         lora = self._adapters.get(job.adapter) if job.adapter is not None else self._always
-        names = [uuid.uuid4().hex for _ in job.lines]
-        self._running.setdefault(key, set()).update(names)
-        try:
-            await asyncio.gather(*(self._line(job, line, name, lora) for line, name in zip(job.lines, names, strict=True)))
-            job.close()
-        except asyncio.CancelledError:
-            job.close()
-            raise
-        except Exception as error:  # noqa: BLE001  handed to the caller, who raises it
-            job.fail(_translated(error))
-        finally:
-            left = self._running[key].difference(names)
-            self._running[key] = left
-            if not left:
-                del self._running[key]
-
-    async def _line(self, job: Job, line: Line, name: str, lora: LoRARequest | None) -> None:
-        params = self._params(job, line)
-        source = self._llm.generate(TokensPrompt(prompt_token_ids=job.prompt.input_ids), params, name, lora_request=lora)
-        try:
-            async for output in source:
+        prompt = TokensPrompt(prompt_token_ids=job.prompt.input_ids)
+        async with aclosing(self._llm.generate(prompt, self._params(job, line), name, lora_request=lora)) as outputs:
+            async for output in outputs:
                 if output.prompt_logprobs is not None and job.prompt_logprobs is None:
                     job.prompt_logprobs = _of_prompt(job.prompt, output.prompt_logprobs)
                 found = output.outputs[0]
-                for place, token in enumerate(found.token_ids):
-                    if line.answer.finish_reason is None:
-                        if found.logprobs is not None:
-                            line.logprobs.append(_told(token, found.logprobs[place], job.config.logprobs or 0))
-                        job.push(line, token, self.version)
-                if line.answer.finish_reason is not None:
-                    return  # a stop text: leaving the generator aborts the rest
-        finally:
-            await source.aclose()
+                told = None
+                if found.logprobs is not None:
+                    most = job.config.logprobs or 0
+                    told = [_told(token, one, most) for token, one in zip(found.token_ids, found.logprobs, strict=True)]
+                yield Written(found.token_ids, told)
+
+    def _translated(self, error: Exception) -> Exception:
+        if isinstance(error, EngineDeadError):
+            return EngineError("vLLM has died; its log says why", fix="start the engine again")
+        return super()._translated(error)
 
     def _params(self, job: Job, line: Line) -> SamplingParams:
         config, drawing = job.config, line.drawing
@@ -437,35 +275,6 @@ class VllmEngine:
         self._loop.run(self._llm.resume_generation())
 
 
-class _LoopThread:
-    """An event loop in a thread of its own, in which vLLM lives."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="swift-vllm", daemon=True)
-        self._thread.start()
-
-    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def run(self, work: Awaitable[T]) -> T:
-        async def wrapped() -> T:
-            return await work
-
-        return self.start(wrapped()).result()
-
-    def call(self, act: Callable[[], T]) -> T:
-        async def wrapped() -> T:
-            return act()
-
-        return self.run(wrapped())
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
 async def _started(arguments: AsyncEngineArgs) -> AsyncLLM:
     return AsyncLLM.from_engine_args(arguments)
 
@@ -499,12 +308,6 @@ def _refused(given: Mapping[str, Any]) -> list[Problem]:
     return found
 
 
-def _generation_config(folder: Path) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
-
-
 def _form(config: RequestConfig) -> StructuredOutputsParams | None:
     wanted = config.structured
     if wanted is None:
@@ -521,14 +324,6 @@ def _told(token: int, found: Mapping[int, Any], most: int) -> TokenLogprob:
 def _of_prompt(prompt: EncodedSample, found: Sequence[Mapping[int, Any] | None]) -> list[TokenLogprob]:
     pairs = zip(prompt.input_ids[1:], found[1:], strict=True)
     return [_told(token, one, 0) for token, one in pairs if one is not None]
-
-
-def _translated(error: Exception) -> Exception:
-    if isinstance(error, EngineDeadError):
-        return EngineError("vLLM has died; its log says why", fix="start the engine again")
-    if isinstance(error, ValueError):
-        return RequestError(str(error), fix="change the request")
-    return error
 
 
 def build_engine(config: EngineConfig) -> VllmEngine:
