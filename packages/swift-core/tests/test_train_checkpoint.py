@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from swift_core.config.sections import CheckpointSection
 from swift_core.errors import CheckpointError
 from swift_core.testing.children import in_children
-from swift_core.train.checkpoint import clean, list_checkpoints, newest_valid, rotate, why_invalid, write_checkpoint
+from swift_core.train.checkpoint import clean, list_checkpoints, newest_valid, rotate, short_of_room, why_invalid, write_checkpoint
 from swift_core.train.rundir import RunLock, find_resume_checkpoint, new_run_dir
 
 
@@ -96,6 +98,13 @@ def test_a_killed_write_is_no_checkpoint_and_is_swept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["checkpoint-1"]
     clean(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1"]
+
+
+def test_a_disk_without_room_for_another_checkpoint_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = put(tmp_path, 1)
+    assert short_of_room(folder) is None
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    assert "the next save will fail" in str(short_of_room(folder))
 
 
 def test_writing_the_same_step_again_replaces_it(tmp_path: Path) -> None:

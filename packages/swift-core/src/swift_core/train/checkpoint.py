@@ -148,6 +148,17 @@ def rotate(run_dir: Path, *, keep: int | None, best: Path | None) -> list[Path]:
     return surplus
 
 
+def short_of_room(folder: Path) -> str | None:
+    """Return a warning when the disk has no room for another checkpoint like this one, or None."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if free >= size:
+        return None
+    return (
+        f"a checkpoint takes {size / 2**30:.2f} GiB and the disk has {free / 2**30:.2f} left: the next save will fail unless space is freed"
+    )
+
+
 def clean(run_dir: Path) -> None:
     """Remove what an interrupted save or deletion left behind."""
     if run_dir.is_dir():

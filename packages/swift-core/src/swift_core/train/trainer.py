@@ -22,7 +22,7 @@ from swift_core.errors import CheckpointError, DataError, Interrupted, TrainingE
 from swift_core.protocols import EncodedSample, Tuner
 from swift_core.train.auto_batch import find_budget, with_auto_budget
 from swift_core.train.callbacks import Callbacks, load_callbacks
-from swift_core.train.checkpoint import clean, rotate, write_checkpoint
+from swift_core.train.checkpoint import clean, rotate, short_of_room, write_checkpoint
 from swift_core.train.dealing import count_units, make_feed, make_packs, make_shape
 from swift_core.train.evaluating import EvaluationStopped, eval_share, measure_all
 from swift_core.train.exhausted import explained_failures
@@ -436,6 +436,9 @@ class Trainer:
         elif self.world.is_main:
             best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
             rotate(self.run_dir, keep=self.args.saving.save_total_limit, best=best)
+            warning = short_of_room(self.run_dir / f"checkpoint-{self.state.global_step}")
+            if warning and self.state.global_step < self.total_steps:
+                self._say(f"warning: {warning}")
         return problem
 
     def _write(self, folder: Path, generators: list[dict[str, Any]], optimizer_state: dict[str, Any]) -> None:

@@ -88,15 +88,16 @@ class Watchdog:
     def step_done(self) -> None:
         """Count a step; from the first one on there is a limit."""
         self._steps += 1
-        self.beat("reading the next samples")
+        self.beat("reading the next samples", waits=True)
+        if self._steps == 1:
+            self._arm()
 
     @contextmanager
     def unlimited(self, doing: str) -> Iterator[None]:
         """Allow any time for the block, such as for writing a checkpoint; all ranks enter it, and leave it together."""
         self.beat(doing)
         self._lenient += 1
-        if self._thread is not None:
-            faulthandler.cancel_dump_traceback_later()
+        self._arm()
         try:
             yield
             if self._thread is not None:
@@ -105,6 +106,17 @@ class Watchdog:
         finally:
             self.beat(f"after {doing}")
             self._lenient -= 1
+            self._arm()
+
+    def _arm(self) -> None:
+        # Where a library never gives the interpreter back, no thread of Python runs any more; this alarm needs none.
+        limit = self.limit
+        if self._thread is None:
+            return
+        if limit is None:
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            faulthandler.dump_traceback_later(limit + _PATIENCE / 2, exit=True, file=_STDERR)
 
     @property
     def limit(self) -> float | None:
@@ -121,11 +133,7 @@ class Watchdog:
         tick = min(1.0, self._limit / 4)
         try:
             while not self._closed.wait(tick):
-                limit = self.limit
-                if limit is None:
-                    continue
-                # Where a library never gives the interpreter back, this thread cannot run; that one needs no interpreter.
-                faulthandler.dump_traceback_later(limit + 2 * _PATIENCE, exit=True, file=_STDERR)
+                self._arm()
                 found = self.overdue()
                 if found is not None:
                     self._report(*found)
