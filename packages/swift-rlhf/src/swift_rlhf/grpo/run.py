@@ -21,9 +21,8 @@ from torch import nn
 
 from swift_rlhf.config import RlhfConfig
 from swift_rlhf.config.grpo import round_size
-from swift_rlhf.grpo.prompts import question
-from swift_rlhf.grpo.setup import usable
 from swift_rlhf.grpo.trainer import GRPOTrainer
+from swift_rlhf.rollout.prompts import prepare_prompts, show_prompts
 
 
 def train(config: RlhfConfig) -> TrainOutput:
@@ -113,13 +112,4 @@ def show(config: RlhfConfig) -> None:
     Raises:
         SwiftError: for everything that would stop the run before its first step.
     """
-    data, template, _ = _prepare(config)
-    found = usable(data.train, template, config.chat.max_length)
-    lines: list[str] = []
-    for sample in found.samples[:3]:
-        messages, columns = question(sample)
-        lines += [f"--- {sample.origin}", template.tokenizer.decode(template.encode_prompt(messages, sample.tools))]
-        lines += [f"columns for rewards: {', '.join(f'{name}={value!r}' for name, value in columns.items()) or 'none'}"]
-    dropped = f"{found.dropped} left out for their length"
-    prompts = f"prompts: {len(found.samples)}, the longest of {found.longest} tokens, {dropped}"
-    running.show_lines(lines, ["data:", *indented(data.report.summary()), prompts])
+    show_prompts(prepare_prompts(config))
