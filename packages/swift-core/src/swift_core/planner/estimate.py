@@ -21,7 +21,7 @@ from swift_core.planner.capacity import capacity_of
 from swift_core.planner.formula import by_formula
 from swift_core.planner.packing import packed_bytes
 from swift_core.planner.record import Extra, MemoryEstimate, PlansExtra, RunEstimate
-from swift_core.planner.simulate import Pass, Traced, trace
+from swift_core.planner.simulate import FORWARD, Pass, Traced, trace
 from swift_core.planner.sizes import sizes_of
 from swift_core.planner.spread import Share, Sizes, share
 from swift_core.planner.stand_in import Stack, build, find_stack
@@ -204,24 +204,35 @@ def _line(small: Traced, large: Traced, share_of: float) -> Traced:
 
 def fullest_moment(traced: Traced, held: Share, sizes: Sizes, *, runtime: int) -> MemoryEstimate:
     """Return what a process holds at its fullest moment: in a part of the passes, or in the optimizer's step."""
-    found: list[MemoryEstimate] = []
-    for part, moment in traced.moments.items():
-        kinds = moment.kinds
-        gradients = kinds[GRADIENT] if held.gradients is None else max(held.gradients, kinds[GRADIENT])
-        found.append(
-            MemoryEstimate(
-                weights=held.weights + held.gathered,
-                gradients=gradients + held.buffer,
-                optimizer=held.optimizer,
-                activations=kinds[OTHER],
-                head=kinds[HEAD],
-                runtime=runtime,
-                moment="output layer" if part == HEAD else part,
-            )
+    found = [
+        MemoryEstimate(
+            weights=held.weights + held.gathered,
+            gradients=_gradients_at(part, moment.kinds[GRADIENT], traced, held) + held.buffer,
+            optimizer=held.optimizer,
+            activations=moment.kinds[OTHER],
+            head=moment.kinds[HEAD],
+            runtime=runtime,
+            moment="output layer" if part == HEAD else part,
         )
-    gradients = (held.received or sizes.trained) + held.buffer
-    step = MemoryEstimate(held.weights, gradients, held.optimizer + held.step, runtime=runtime, moment=STEP)
+        for part, moment in traced.moments.items()
+    ]
+    received = sizes.trained if held.received is None else held.received
+    step = MemoryEstimate(held.weights, received + held.buffer, held.optimizer + held.step, runtime=runtime, moment=STEP)
     return max([*found, step], key=lambda estimate: estimate.total)
+
+
+def _gradients_at(part: str, traced_there: int, traced: Traced, held: Share) -> int:
+    """Return the gradients that a process holds in a part of its passes."""
+    if held.gradients is not None:
+        return held.gradients
+    if held.received is None:
+        return traced_there
+    # Each process keeps its share; the gradients of a pass are there as a whole until they have been exchanged at its end.
+    several = traced.moments[FORWARD].kinds[GRADIENT] > 0
+    before = held.received if several else 0
+    if part.startswith("end"):
+        return traced.gradients + held.received
+    return before + (0 if several else traced_there)
 
 
 def with_extra(memory: MemoryEstimate, plan: Plan, model: nn.Module, sizes: Sizes) -> MemoryEstimate:

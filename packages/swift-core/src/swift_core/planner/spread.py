@@ -42,8 +42,8 @@ class Share:
         gathered: weights of the others, while layers run.
         optimizer: state, and float32 copies of weights where the run keeps them.
         step: what the optimizer needs in its step on top.
-        gradients: of a whole backward pass, at its end; None: those that the pass makes.
-        received: gradients that stay once the processes have exchanged them.
+        gradients: kept from the start of a pass; None: those that the pass makes.
+        received: gradients that stay once the processes have exchanged them; None: all of them.
         buffer: for exchanging gradients, all the time.
     """
 
@@ -52,7 +52,7 @@ class Share:
     optimizer: int = 0
     step: int = 0
     gradients: int | None = None
-    received: int = 0
+    received: int | None = None
     buffer: int = 0
 
 
@@ -86,7 +86,7 @@ def share(config: TrainingConfig, sizes: Sizes, *, size: int, device: str) -> Sh
         return Share(ceil(sizes.weights / among), optimizer=ceil(state / among), step=ceil(working / among))
     # DDP keeps gradients in buckets from the start.
     buckets = sizes.trained if size > 1 else None
-    return Share(sizes.weights, optimizer=state, step=working, gradients=buckets, received=sizes.trained)
+    return Share(sizes.weights, optimizer=state, step=working, gradients=buckets)
 
 
 def _zero(config: TrainingConfig, sizes: Sizes, among: int, device: str) -> Share:
@@ -99,14 +99,16 @@ def _zero(config: TrainingConfig, sizes: Sizes, among: int, device: str) -> Shar
     if "offload_optimizer" in zero:
         optimizer, step = 0, 0
     element = sizes.trained // max(sizes.numbers, 1)
-    # A bucket is there as a whole; main memory is taken as far as it has been written to.
-    bucket = min(_BUCKET, sizes.numbers) * element if device == "cpu" else _BUCKET * element
     received = ceil(sizes.trained / among)
     if stage < 3:
-        return Share(sizes.weights, optimizer=optimizer, step=step, gradients=bucket + received, received=received)
+        # A bucket is there as a whole on a GPU; main memory is taken as far as gradients have been written to it.
+        bucket = 0 if device == "cpu" else max(0, _BUCKET - sizes.numbers) * element
+        return Share(sizes.weights, optimizer=optimizer, step=step, received=received, buffer=bucket)
+    # Stage 3 keeps its bucket and its share of the gradients all the time, and gradients go there at once.
+    bucket = (min(_BUCKET, sizes.numbers) if device == "cpu" else _BUCKET) * element
     part = ceil(sizes.weights / among)
     gathered = min(sizes.weights - part, _GATHERED * element)
     own = 0 if "offload_param" in zero else part
     if element == 4 and optimizer:
         optimizer -= ceil(masters / among)  # weights in float32 are their own copies
-    return Share(own, gathered=gathered, optimizer=optimizer, step=step, buffer=bucket + received)
+    return Share(own, gathered=gathered, optimizer=optimizer, step=step, gradients=0, received=0, buffer=bucket + received)
