@@ -48,7 +48,7 @@ def trained(
 ) -> GRPOTrainer:
     model, tokenizer = get_model_tokenizer(folder)
     assert model is not None
-    beside = {name: settings.pop(name) for name in ("expert_dataset", "engine") if name in settings}
+    beside = {name: settings.pop(name) for name in ("expert_dataset", "engine", "ref_model") if name in settings}
     usual: dict[str, Any] = {
         **{"max_completion_length": 4, "num_generations": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "beta": 0.0},
         **{"logging_steps": 1, "report_to": ["none"], "disable_tqdm": True, "use_cpu": True, "add_version": False},
@@ -308,3 +308,23 @@ def test_a_bonus_alone_makes_answers_less_sure(folder: Path, tmp_path: Path) -> 
     trained(folder, tmp_path, reward=same, entropy_coef=0.5, max_steps=8, temperature=0.7)
     found = [line["entropy_estimate"] for line in lines(tmp_path)]
     assert sum(found[-3:]) > sum(found[:3]) and lines(tmp_path)[0]["frac_reward_zero_std"] == 1
+
+
+def test_a_reference_that_follows_is_where_the_model_was(folder: Path, tmp_path: Path) -> None:
+    found: dict[bool, list[float]] = {}
+    for follows in (False, True):
+        out = tmp_path / str(follows)
+        reference, _ = get_model_tokenizer(folder)
+        moves = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0} if follows else {}
+        trained(folder, out, beta=0.1, ref_model=reference, max_steps=3, save_strategy="steps", save_steps=3, **moves)
+        found[follows] = [line["kl"] for line in lines(out)]
+    assert found[False][2] > 1e-4 and max(found[True]) < 1e-6 and found[True][0] == pytest.approx(found[False][0])
+    assert (tmp_path / "True" / "checkpoint-3" / "reference.safetensors").is_file()
+    with pytest.raises(ConfigError, match="no second model"):
+        trained(folder, tmp_path, beta=0.1, sync_ref_model=True)
+
+
+@pytest.mark.parametrize("settings", [{"sync_ref_model": True}, {"precompute_ref_log_probs": True}, {"ref_model_sync_steps": 4}])
+def test_settings_of_a_reference_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        GRPOConfig(**{"per_device_train_batch_size": 8, "beta": 0.0, **settings})

@@ -248,9 +248,16 @@ def test_rounds_written_ahead_are_stale_by_a_step(fake: FakeServer, folder: Path
         ({"rollout_url": ["localhost:8000"]}, "--rollout_url"),
         ({"vllm_mode": "server"}, "--vllm_mode server"),
         ({"sleep_level": 1}, "--sleep_level"),
+        ({"vllm_server_host": ["a", "b"], "vllm_server_port": [1]}, "--vllm_server_port"),
         ({"rollout_url": ["http://a"], "vllm_enforce_eager": True}, "--vllm_enforce_eager"),
     ],
 )
 def test_settings_without_their_engine_are_refused(settings: dict[str, Any], where: str) -> None:
     with pytest.raises(ValueError, match=where):
         GRPOConfig(per_device_train_batch_size=8, **settings)
+
+
+def test_servers_are_named_by_address_or_by_host_and_port() -> None:
+    made = GRPOConfig(per_device_train_batch_size=8, vllm_server_host=["10.0.0.1", "10.0.0.2"], vllm_server_port=[8000, 8001])
+    assert made.service.urls == ["http://10.0.0.1:8000", "http://10.0.0.2:8001"]
+    assert GRPOConfig(per_device_train_batch_size=8, rollout_url=["http://a"]).service.urls == ["http://a"]

@@ -69,7 +69,7 @@ class WandbSink:
         """Send rows as a table."""
         import wandb
 
-        names = list(rows[0])
+        names: list[Any] = list(rows[0])
         self._run.log({name: wandb.Table(columns=names, data=[[row.get(key) for key in names] for row in rows])}, step=step)
 
     def close(self) -> None:

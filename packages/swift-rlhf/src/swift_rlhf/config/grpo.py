@@ -11,6 +11,7 @@ from swift_core.config.fields import Section, option
 from swift_core.errors import Problem
 
 from swift_rlhf.config.chord import chord_problems
+from swift_rlhf.config.preference import following_problems
 from swift_rlhf.config.rewarding import reward_problems
 from swift_rlhf.config.sampling import rollout_problems
 from swift_rlhf.config.service import service_problems
@@ -157,6 +158,11 @@ def _bound_problems(config: Any, loss: str) -> Iterator[Problem]:
 def _other_problems(config: Any) -> Iterator[Problem]:
     grpo = config.grpo
     yield from rollout_problems(config)
+    yield from following_problems(config)
+    if config.reference.sync_ref_model and not config.task.beta:
+        yield Problem("--sync_ref_model", "there is no reference with --beta 0", "remove it, or --beta 0.04")
+    if config.reference.precompute_ref_log_probs:
+        yield Problem("--precompute_ref_log_probs", "the answers are not there before the run", "remove it")
     yield from turns_problems(config)
     yield from service_problems(config)
     yield from chord_problems(config)

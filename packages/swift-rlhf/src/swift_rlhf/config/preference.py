@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 from swift_core.config.fields import Section, option
@@ -92,24 +92,29 @@ def preference_problems(config: RlhfConfig) -> list[Problem]:
 
 def _reference(config: RlhfConfig, kind: str) -> list[Problem]:
     problems: list[Problem] = []
-    section = config.reference
     if kind in _WITHOUT_REFERENCE:
         names = [name for name in ("ref_model", "ref_model_type", "ref_model_revision", "ref_adapters") if config.given(name)]
         problems += [Problem(f"--{name}", f"{kind} has no reference model", "remove it") for name in names]
     elif not config.task.ref_model:
         names = [name for name in ("ref_model_type", "ref_model_revision") if config.given(name)]
         problems += [Problem(f"--{name}", "describes --ref_model, which is not given", "remove it") for name in names]
-    if section.sync_ref_model:
-        if config.tuner.tuner_type != "full":
-            fix = "--tuner_type full, or remove --sync_ref_model"
-            problems.append(Problem("--sync_ref_model", "moves whole weights, and only an adapter is trained", fix))
-        if section.precompute_ref_log_probs:
-            problems.append(Problem("--sync_ref_model", "changes what --precompute_ref_log_probs has computed", "remove one of the two"))
-        if config.task.ref_model or config.task.ref_adapters:
-            problems.append(Problem("--sync_ref_model", "needs a reference of the same weights", "remove --ref_model and --ref_adapters"))
-    else:
+    return [*problems, *following_problems(config)]
+
+
+def following_problems(config: Any) -> list[Problem]:
+    """Return settings of a reference that follows the trained model which cannot work."""
+    section = config.reference
+    if not section.sync_ref_model:
         names = [name for name in ("ref_model_sync_steps", "ref_model_mixup_alpha") if config.given(name)]
-        problems += [Problem(f"--{name}", "has no effect without --sync_ref_model", "add --sync_ref_model") for name in names]
+        return [Problem(f"--{name}", "has no effect without --sync_ref_model", "add --sync_ref_model") for name in names]
+    problems: list[Problem] = []
+    if hasattr(config, "tuner") and config.tuner.tuner_type != "full":
+        fix = "--tuner_type full, or remove --sync_ref_model"
+        problems.append(Problem("--sync_ref_model", "moves whole weights, and only an adapter is trained", fix))
+    if section.precompute_ref_log_probs:
+        problems.append(Problem("--sync_ref_model", "changes what --precompute_ref_log_probs has computed", "remove one of the two"))
+    if config.task.ref_model or config.task.ref_adapters:
+        problems.append(Problem("--sync_ref_model", "needs a reference of the same weights", "remove --ref_model and --ref_adapters"))
     return problems
 
 

@@ -12,6 +12,7 @@ from swift_core.errors import Problem
 from swift_rlhf.config.algorithm import algorithm_problems, fill_algorithm
 from swift_rlhf.config.chord import ChordSection
 from swift_rlhf.config.grpo import GrpoSection
+from swift_rlhf.config.preference import ReferenceSection
 from swift_rlhf.config.rewarding import RewardingSection
 from swift_rlhf.config.sampling import SamplingSection
 from swift_rlhf.config.service import ServiceSection
@@ -34,6 +35,7 @@ class GRPOConfig(TrainingConfig):
     rewarding: RewardingSection = Field(default_factory=RewardingSection)
     turns: TurnsSection = Field(default_factory=TurnsSection)
     service: ServiceSection = Field(default_factory=ServiceSection)
+    reference: ReferenceSection = Field(default_factory=ReferenceSection)
     grpo: GrpoSection = Field(default_factory=GrpoSection)
     chord: ChordSection = Field(default_factory=ChordSection)
 
@@ -44,7 +46,7 @@ class GRPOConfig(TrainingConfig):
 
     def check(self) -> list[Problem]:
         """Return the combinations of settings that cannot work."""
-        return [*algorithm_problems(self, {"sampling", "rewarding", "turns", "service", "grpo", "chord"}), *super().check()]
+        return [*algorithm_problems(self, {"sampling", "rewarding", "turns", "service", "reference", "grpo", "chord"}), *super().check()]
 
     def _accumulation(self) -> int:
         return 1

@@ -16,6 +16,8 @@ class ServiceSection(Section):
     rollout_url: list[str] = option(
         [], "servers of `swift rollout` that write the answers: one address or several, such as http://127.0.0.1:8000", basic=True
     )
+    vllm_server_host: list[str] = option([], "the same as host and port of each server, as ms-swift takes them")
+    vllm_server_port: list[int] = option([], "ports of --vllm_server_host; default: 8000")
     rollout_api_key: str | None = option(None, "key of those servers", secret=True)
     rollout_timeout: float = option(240.0, "seconds after which a server that is dead, slow or failing ends the run", gt=0)
     rollout_running: Literal["wait", "abort", "keep"] = option(
@@ -39,6 +41,12 @@ class ServiceSection(Section):
     vllm_engine_kwargs: dict[str, Any] = option({}, "colocate: further settings of the engine, as JSON")
 
     @property
+    def urls(self) -> list[str]:
+        """Return the addresses of the servers."""
+        ports = self.vllm_server_port or [8000] * len(self.vllm_server_host)
+        return self.rollout_url or [f"http://{host}:{port}" for host, port in zip(self.vllm_server_host, ports, strict=False)]
+
+    @property
     def ahead(self) -> bool:
         """Say whether rounds are written ahead."""
         return self.async_generate or bool(self.max_staleness)
@@ -47,7 +55,7 @@ class ServiceSection(Section):
 def mode_of_rollouts(config: Any) -> Literal["process", "server", "colocate"]:
     """Return where answers are written: by the model that is trained, by servers, or by an engine in this process."""
     service: ServiceSection = config.service
-    if service.rollout_url or service.vllm_mode == "server":
+    if service.urls or service.vllm_mode == "server":
         return "server"
     return "colocate" if config.sampling.use_vllm or service.vllm_mode == "colocate" else "process"
 
@@ -65,6 +73,10 @@ def rounds_ahead(config: Any, updates: int) -> int:
     return int(service.async_generate)
 
 
+_OF_COLOCATED = (
+    *("sleep_level", "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_len"),
+    *("vllm_enforce_eager", "vllm_engine_kwargs"),
+)
 _OF_SERVERS = ("rollout_api_key", "rollout_timeout", "rollout_running", "async_generate", "max_staleness")
 
 
@@ -72,18 +84,18 @@ def service_problems(config: Any) -> Iterator[Problem]:
     """Yield the settings of rollout engines that do not fit together."""
     service: ServiceSection = config.service
     mode = mode_of_rollouts(config)
-    if mode == "server" and not service.rollout_url:
+    if mode == "server" and not service.urls:
         yield Problem("--vllm_mode server", "no address is given", "start `swift rollout` and add --rollout_url http://127.0.0.1:8000")
     if service.rollout_url and service.vllm_mode == "colocate":
         yield Problem("--rollout_url", "is not used by --vllm_mode colocate", "remove one of the two")
+    if service.vllm_server_port and len(service.vllm_server_port) != len(service.vllm_server_host):
+        what = f"{len(service.vllm_server_port)} ports for {len(service.vllm_server_host)} hosts"
+        yield Problem("--vllm_server_port", what, "one port for each --vllm_server_host")
     for url in service.rollout_url:
         if not url.startswith(("http://", "https://")):
             yield Problem("--rollout_url", f"{url!r} is no http address", "such as http://127.0.0.1:8000")
     unused = [] if mode == "server" else list(_OF_SERVERS)
-    unused += (
-        [] if mode == "colocate" else [name for name in ServiceSection.model_fields if name.startswith("vllm_") and name != "vllm_mode"]
-    )
-    unused += [] if mode == "colocate" else ["sleep_level"]
+    unused += [] if mode == "colocate" else list(_OF_COLOCATED)
     for name in unused:
         if config.given(name):
             needed = "--rollout_url http://127.0.0.1:8000" if name in _OF_SERVERS else "--use_vllm true --vllm_mode colocate"

@@ -80,7 +80,8 @@ class Rollouts:
     ) -> None:
         self._engine, self._pool, self._prompter, self._scheduler = engine, pool, prompter, scheduler
         self._sampling, self._limits, self._world, self._decode = sampling, limits, world, decode
-        self._count, self._history, self._rows, self._columns = num_generations, history, rows, tuple(columns)
+        self._count, self._rows, self._columns = num_generations, rows, tuple(columns)
+        self._history: History = history
         self._seeds: tuple[int, ...] = (seed,)
         self.reward_names = tuple(reward.name for reward in pool.rewards)
 

@@ -18,9 +18,11 @@ from swift_core.train.parallel import World
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from swift_rlhf.config.grpo import round_size
+from swift_rlhf.config.grpo import answers_of_sample, round_size
 from swift_rlhf.config.service import rounds_ahead
 from swift_rlhf.grpo.experts import Experts
+from swift_rlhf.grpo.following import FollowingReference
+from swift_rlhf.grpo.metrics import Meter
 from swift_rlhf.grpo.prompts import question
 from swift_rlhf.grpo.reference import LogpsPass
 from swift_rlhf.grpo.rollouts import Rollouts
@@ -163,6 +165,20 @@ def make_objective(settings: Any) -> Objective:
     if grpo.scale_rewards == "gdpo" and in_reward and beta:
         raise ConfigError([Problem("--kl_in_reward", "gdpo compares each reward by itself", "--kl_in_reward false")])
     return Objective(grpo, loss_type, 0.0 if in_reward else beta, settings.sampling.temperature, settings.sampling.max_completion_length)
+
+
+def make_task(objective: Objective, meter: Meter, ref_model: nn.Module | None, settings: Any) -> GrpoTask:
+    """Return the task of a run.
+
+    Raises:
+        ConfigError: when a reference is to follow and there is none of its own.
+    """
+    section, phi = settings.reference, settings.chord.chord_enable_phi_function
+    if section.sync_ref_model and ref_model is None:
+        raise ConfigError([Problem("sync_ref_model", "there is no second model that could follow", "GRPOTrainer(..., ref_model=model)")])
+    following = FollowingReference(ref_model, section) if section.sync_ref_model and ref_model is not None else None
+    shared = settings.training.padding_free is not False
+    return GrpoTask(objective, meter, answers=answers_of_sample(settings), shared=shared, phi=phi, following=following)
 
 
 def make_round(settings: Any, world: World, weights: torch.Tensor, part: int) -> Round:

@@ -15,6 +15,7 @@ from swift_core.scoring.scorer import Scorer
 from torch import Tensor, nn
 
 from swift_rlhf.config.grpo import GrpoSection
+from swift_rlhf.grpo.following import FollowingReference
 from swift_rlhf.grpo.metrics import Meter
 from swift_rlhf.grpo.samples import AnswerBatch, AnswerGroup, collate_answers
 from swift_rlhf.losses import (
@@ -70,9 +71,20 @@ class GrpoTask:
         answers: answers that a sample holds.
         shared: whether a prompt is computed once for its answers.
         phi: whether tokens of experts are weighed by how sure the model is of them.
+        following: a reference that follows the trained model, or None.
     """
 
-    def __init__(self, objective: Objective, meter: Meter, *, answers: int, shared: bool = True, phi: bool = False) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        meter: Meter,
+        *,
+        answers: int,
+        shared: bool = True,
+        phi: bool = False,
+        following: FollowingReference | None = None,
+    ) -> None:
+        self._following = following
         self._phi = phi
         self.objective = objective
         self.answers = answers
@@ -204,6 +216,24 @@ class GrpoTask:
     def log_values(self) -> dict[str, float]:
         """Return what has been logged since the last call."""
         return self._meter.values()
+
+    def begin_step(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        """Do nothing: answers are compared before they are dealt to steps."""
+
+    def end_step(self, model: nn.Module, step: int) -> None:
+        """Let the reference follow."""
+        if self._following is not None:
+            self._following.after(model, step)
+
+    def save_state(self, folder: Path) -> None:
+        """Write a reference that has moved."""
+        if self._following is not None:
+            self._following.save(folder)
+
+    def load_state(self, folder: Path) -> None:
+        """Take it back."""
+        if self._following is not None:
+            self._following.load(folder)
 
     def measure(self, model: nn.Module, batch: Any) -> Any:
         """Refuse: a batch of answers says nothing about how good new ones are.

@@ -17,7 +17,6 @@ from swift_core.train.tuning import saver_for
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
-from swift_rlhf.config.grpo import answers_of_sample
 from swift_rlhf.config.python import GRPOConfig
 from swift_rlhf.grpo.evaluation import Evaluation
 from swift_rlhf.grpo.metrics import Meter
@@ -30,11 +29,11 @@ from swift_rlhf.grpo.setup import (
     make_passes,
     make_rollouts,
     make_round,
+    make_task,
     template_of,
     usable,
 )
 from swift_rlhf.grpo.stream import RolloutStream
-from swift_rlhf.grpo.task import GrpoTask
 from swift_rlhf.rewards.asked import reward_pool
 from swift_rlhf.rollout.choosing import make_engine
 from swift_rlhf.rollout.engine import RolloutEngine
@@ -96,8 +95,7 @@ class GRPOTrainer(Trainer):
         self.prompts = usable(as_samples(train_dataset), template, limit)
         held_out = usable(as_samples(eval_dataset, "eval_dataset"), template, limit).samples
         objective, meter = make_objective(settings), Meter(world)
-        shared = settings.training.padding_free is not False
-        task = GrpoTask(objective, meter, answers=answers_of_sample(settings), shared=shared, phi=settings.chord.chord_enable_phi_function)
+        task = make_task(objective, meter, ref_model, settings)
         self.rollout_engine = engine or make_engine(settings, model, template, lambda: tuner or saver_for(model), world)
         known = [*self.prompts.samples, *held_out]
         rollouts = make_rollouts(self.rollout_engine, self.pool, template, self._scheduler, settings, world, known)

@@ -35,7 +35,7 @@ def make_engine(settings: Any, model: nn.Module, template: ChatTemplate, tuner: 
     mode = mode_of_rollouts(settings)
     if mode == "server":
         service: ServiceSection = settings.service
-        clients = [RolloutClient(url, service.rollout_api_key) for url in service.rollout_url]
+        clients = [RolloutClient(url, service.rollout_api_key) for url in service.urls]
         weights = TrainedWeights(model, tuner)
         engine = RolloutServers(
             clients,

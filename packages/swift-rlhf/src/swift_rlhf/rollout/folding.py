@@ -33,7 +33,7 @@ def _plain(layer: Any) -> bool:
 
 def _nothing_else(model: Any) -> bool:
     """Say whether nothing but the adapters differs from the base model."""
-    config = model.peft_config.get("default") if hasattr(model, "peft_config") else None
+    config: Any = model.peft_config.get("default") if hasattr(model, "peft_config") else None
     kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
     return kind == "LORA" and not config.modules_to_save and config.bias == "none" and not getattr(config, "lora_bias", False)
 
