@@ -150,7 +150,8 @@ def test_two_ranks_train_as_one(model: Path, tmp_path: Path, launcher: str) -> N
     assert (tmp_path / "two" / "checkpoint-6" / "rng_state_1.pth").is_file()
 
 
-def test_sigterm_to_the_launcher_of_two_ranks_saves(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_of_two_ranks_saves(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     words = ["sft", "--model", str(model), *SETTINGS, "--max_steps", "400", "--save_steps", "1000", "--output_dir", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "swift_core", *words], env=environment(NPROC_PER_NODE="2"), stderr=subprocess.PIPE, text=True
@@ -160,8 +161,8 @@ def test_sigterm_to_the_launcher_of_two_ranks_saves(model: Path, tmp_path: Path)
     for line in process.stderr:
         lines.append(line)
         if line.startswith("step 2/"):
-            process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM, "".join(lines[-30:])
+            process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number, "".join(lines[-30:])
     saved = list(tmp_path.glob("checkpoint-*/manifest.json"))
     assert len(saved) == 1, "".join(lines[-30:])
 

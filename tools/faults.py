@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from swift_core.cli.main import main as swift
 from swift_core.testing import faults, rank_faults
 from swift_core.testing.faults import Trial
 from swift_core.testing.tiny import make_tiny_model
@@ -51,7 +52,7 @@ def interrupted(model: Path, folder: Path, tries: int) -> list[Trial]:
     folder.mkdir()
     for number in (signal.SIGINT, signal.SIGTERM):
         for stage in faults.STAGES:
-            trial, seconds = faults.interrupted(model, folder / f"{number.name}-{stage}", stage, number)
+            trial, seconds = faults.interrupted(swift, model, folder / f"{number.name}-{stage}", stage, number)
             found.append(Trial(trial.detail, trial.survived, f"{trial.seen}, gone after {seconds:.1f} s"))
     return found
 

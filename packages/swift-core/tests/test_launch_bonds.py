@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -50,8 +51,8 @@ def test_a_signal_to_the_launcher_reaches_the_workers_and_its_code_comes_back(nu
     os.set_inheritable(writer, True)
 
     def launch() -> int:
-        usual = launcher.subprocess.Popen
-        launcher.subprocess.Popen = lambda *words, **more: usual(*words, close_fds=False, **more)  # pyright: ignore[reportAttributeAccessIssue]
+        usual = subprocess.Popen
+        subprocess.Popen = lambda *words, **more: usual(*words, close_fds=False, **more)  # pyright: ignore[reportAttributeAccessIssue]
         return launcher._run([sys.executable, "-c", AGENT, str(writer)], dict(os.environ))
 
     def strike(pids: Sequence[int]) -> None:

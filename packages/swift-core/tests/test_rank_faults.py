@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from swift_core.cli.main import main
 from swift_core.testing.faults import STAGES, full_disk, interrupted, small_disk
 from swift_core.testing.rank_faults import hung_rank, killed_rank, nonsense_of_a_rank, stopped_rank
 from swift_core.testing.tiny import make_tiny_model
@@ -43,7 +44,7 @@ def test_a_rank_that_dies_ends_the_others(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_any_stage_leaves_nothing_over(model: Path, tmp_path: Path, stage: str, number: signal.Signals) -> None:
-    trial, _ = interrupted(model, tmp_path / "run", stage, number)
+    trial, _ = interrupted(main, model, tmp_path / "run", stage, number)
     assert trial.survived, trial.seen
 
 

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from swift_core import Seq2SeqTrainer, Seq2SeqTrainingArguments, get_model_tokenizer
 from swift_core.batching.encode import CHUNK, Encoder
-from swift_core.cli.main import main
 from swift_core.config.sections import CheckpointSection
 from swift_core.testing.children import Ended, in_children
 from swift_core.testing.ranks import COMMON, largest_difference, make_samples
@@ -226,8 +225,18 @@ def full_disk(model: Path, disk: Path, *, freed: bool) -> Trial:
 STAGES = ("data", "data in 2 processes", "model", "evaluation", "save")
 
 
-def interrupted(model: Path, folder: Path, stage: str, number: signal.Signals = signal.SIGINT) -> tuple[Trial, float]:
-    """Send a signal to `swift sft` in the middle of a stage; returns what became of it and after how many seconds it was gone."""
+def interrupted(
+    command: Callable[[list[str]], int], model: Path, folder: Path, stage: str, number: signal.Signals = signal.SIGINT
+) -> tuple[Trial, float]:
+    """Send a signal to `swift sft` in the middle of a stage; returns what became of it and after how many seconds it was gone.
+
+    Args:
+        command: the `swift` command.
+        model: the tiny model.
+        folder: of data and run.
+        stage: one of `STAGES`.
+        number: the signal.
+    """
     folder.mkdir()
     rows = folder / "rows.jsonl"
     rows.write_text("".join(f'{{"query": "{n}?", "response": "{n}!"}}\n' for n in range(2 * CHUNK if stage.endswith("processes") else 8)))
@@ -239,7 +248,7 @@ def interrupted(model: Path, folder: Path, stage: str, number: signal.Signals = 
 
     def work() -> int:
         _stop_in(stage, lambda: os.write(writer, f"{os.getpid()}\n".encode()))
-        return main([str(word) for word in words])
+        return command([str(word) for word in words])
 
     def strike(pids: Sequence[int]) -> None:
         if select.select([reader], [], [], 300)[0]:
