@@ -14,6 +14,8 @@ from swift_core.train.tuning import SeveralAdapters, load_tuner
 
 from swift_infer.checkpoint import read_checkpoint
 
+_LEAVING = "\0leaving"
+
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
@@ -76,14 +78,12 @@ class NamedAdapters:
             EngineError: when the adapter stands alone.
             CheckpointError: when it does not fit the model; the old one is there still.
         """
-        before = self._loaded.pop(name, None)
-        try:
-            model = self.add(model, name, folder)
-        except BaseException:
-            if before is not None:
-                self._loaded[name] = before
-            raise
-        return model if before is None else before.tuner.remove(model, before.key)
+        if name not in self._loaded:
+            return self.add(model, name, folder)
+        fresh = f"{name}\nnew"  # a name that no request can have
+        model = self.add(model, fresh, folder)
+        before, self._loaded[name] = self._loaded[name], self._loaded.pop(fresh)
+        return before.tuner.remove(model, before.key)
 
     def mixes(self, model: Any) -> bool:
         """Say whether rows of one batch may use different adapters."""
