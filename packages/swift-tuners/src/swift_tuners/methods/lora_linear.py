@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
-from swift_core.fusions.product import product
 from swift_core.fusions.install import is_plain
+from swift_core.fusions.product import product
 from torch import nn
 
 Weight = Callable[[], torch.Tensor]
