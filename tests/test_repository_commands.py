@@ -15,7 +15,8 @@ from swift_core.cli.main import main
 from swift_core.registry import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
+# Pages in other languages have the same blocks (tests/test_docs.py).
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("docs/en/**/*.md"), *ROOT.glob("examples/**/*.md")])
 SCRIPTS = sorted(ROOT.glob("examples/**/*.sh"))
 CONFIGS = sorted([*ROOT.glob("examples/**/*.yaml"), *ROOT.glob("examples/**/*.yml")])
 FENCE = re.compile(r"^```(?:bash|shell|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
