@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,7 +14,6 @@ from swift_core.batching.packing import best_fit
 from swift_core.config.memory import processes_asked
 from swift_core.config.parallel import deepspeed_stage, mode_of
 from swift_core.config.training import SftConfig
-from swift_core.models.modules import unwrap
 from swift_core.planner.batches import Fullest, fullest
 from swift_core.planner.capacity import capacity_of
 from swift_core.planner.formula import by_formula
@@ -24,7 +22,7 @@ from swift_core.planner.record import Extra, MemoryEstimate, PlansExtra, RunEsti
 from swift_core.planner.simulate import FORWARD, Pass, Traced, trace
 from swift_core.planner.sizes import sizes_of
 from swift_core.planner.spread import Share, Sizes, share
-from swift_core.planner.stand_in import Stack, build, find_stack
+from swift_core.planner.stand_in import Stack, build, find_stack, text_config
 from swift_core.planner.tracing import GRADIENT, HEAD, OTHER, Moment
 from swift_core.train.dealing import plan_shape, require_pack_length
 from swift_core.train.parallel import training_device
@@ -160,8 +158,8 @@ def traced_run(plan: Plan, model: nn.Module) -> tuple[Traced, bool]:
         found = _traced(plan, model, run)
     except Exception as error:  # noqa: BLE001  the code of any architecture runs here, and may ask for numbers in any way
         logger.warning("this model's code cannot be followed without its weights, so a formula is used: %s", _short(error))
-        text = unwrap(model).config.get_text_config()
-        return by_formula(text, run, trained=sizes_of(model, plan.config).trained, element=next(model.parameters()).element_size()), False
+        trained, element = sizes_of(model, plan.config).trained, next(model.parameters()).element_size()
+        return by_formula(text_config(model), run, trained=trained, element=element), False
     for name, moment in found.moments.items():
         if name != HEAD:
             moment.kinds[OTHER] += extra
@@ -238,7 +236,7 @@ def _gradients_at(part: str, traced_there: int, traced: Traced, held: Share) -> 
 def with_extra(memory: MemoryEstimate, plan: Plan, model: nn.Module, sizes: Sizes) -> MemoryEstimate:
     """Return the estimate with what the algorithm needs besides training: other models, and keys and values of sampled answers."""
     extra = plan.extra
-    text: Any = unwrap(model).config.get_text_config()
+    text = text_config(model)
     heads = int(getattr(text, "num_attention_heads", 1))
     width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     pairs = int(getattr(text, "num_key_value_heads", None) or heads)

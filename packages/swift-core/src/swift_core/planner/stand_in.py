@@ -35,8 +35,15 @@ def build(config: SftConfig, folder: Path, dtype: torch.dtype) -> nn.Module:
         model.config.use_cache = False
         options: Any = config.tuner if config.tuner.tuner_type == "full" else config.tuner.options
         prepared = load_tuner(config.tuner.tuner_type).prepare(model, options)
-    unwrap(prepared).tie_weights()
+    inner: Any = unwrap(prepared)
+    inner.tie_weights()
     return prepared
+
+
+def text_config(model: nn.Module) -> Any:
+    """Return the config of a model's language part."""
+    inner: Any = unwrap(model)
+    return inner.config.get_text_config()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ class Stack:
 
 def find_stack(model: nn.Module) -> Stack | None:
     """Return the repeating layers of a model, or None where it has no list of them."""
-    text = unwrap(model).config.get_text_config()
+    text = text_config(model)
     depth = getattr(text, "num_hidden_layers", None)
     for owner in model.modules():
         for name, child in owner.named_children():

@@ -74,7 +74,7 @@ class MemoryTrace(TorchDispatchMode):
             halved: a part whose second half counts as a part of its own, `end of the ...`.
         """
         final = {self._serials.get(tensor.untyped_storage()._cdata, -1) for tensor in gradients}
-        held = dict.fromkeys((GRADIENT, HEAD, OTHER), 0)
+        held: dict[str, int] = dict.fromkeys((GRADIENT, HEAD, OTHER), 0)
         found: dict[str, Moment] = {}
         left = sum(part == halved for part, _, _ in self._events) // 2
         for part, serial, size in self._events:
