@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from swift_infer.adapter_names import split_name
 from swift_infer.checkpoint import Checkpoint
 from swift_infer.config import InferConfig
 from swift_infer.results import ResultFile
+from swift_infer.text_metrics import measure
 
 _WRITE_FACTOR = 4
 
@@ -105,7 +107,19 @@ def answer_dataset(config: InferConfig, checkpoint: Checkpoint | None, build_eng
     finally:
         results.close()
     sys.stderr.write(f"answers: {path}\n")
+    if config.inference.metric:
+        _tell_metrics(config, path)
     return 0
+
+
+def _tell_metrics(config: InferConfig, path: Path) -> None:
+    found, count = measure(path, config.inference.metric)
+    if not count:
+        raise DataError("no row has an answer of its own to compare with", fix="remove --metric, or give rows with answers")
+    told = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+    sys.stderr.write(f"{told} over {count} rows with a reference\n")
+    summary = path.with_name(path.stem + ".metrics.json")
+    summary.write_text(json.dumps({**found, "rows": count}, indent=1) + "\n", encoding="utf-8")
 
 
 def _answer_rest(

@@ -108,6 +108,9 @@ class InferSection(Section):
         None, "jsonl file for the answers; one that exists is continued; default: infer_result/<time>.jsonl in the checkpoint", basic=True
     )
     val_dataset_sample: int | None = option(None, "answer only the first so many rows", ge=1)
+    metric: list[Literal["acc", "rouge", "bleu"]] = option(
+        [], "compare answers with the rows' own: exact match, ROUGE-L of words, corpus BLEU", basic=True
+    )
 
 
 class EndpointSection(Section):
@@ -409,7 +412,7 @@ def _common_problems(config: InferConfig | DeployConfig) -> list[Problem]:
 
 def _batch_problems(config: InferConfig) -> list[Problem]:
     found: list[Problem] = []
-    rows_only = ["val_dataset_sample", "result_path", "max_batch_size", "write_batch_size", *RowsSection.model_fields]
+    rows_only = ["metric", "val_dataset_sample", "result_path", "max_batch_size", "write_batch_size", *RowsSection.model_fields]
     rows_only.remove("val_dataset")
     if not config.is_batch:
         for name in rows_only:

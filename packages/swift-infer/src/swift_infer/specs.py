@@ -57,6 +57,14 @@ ENGINES = (
         install="swift-infer[vllm]",
     ),
     EngineSpec(
+        name="vllm_server",
+        summary="vllm serve in a process and, if need be, a Python environment of its own",
+        target="swift_infer.engines.server_process:build_engine",
+        options="swift_infer.config:EngineConfig",
+        requires=("httpx",),
+        install="swift-infer[client]",
+    ),
+    EngineSpec(
         name="sglang",
         summary="SGLang in this process; GPUs",
         target="swift_infer.engines.sglang:build_engine",

@@ -59,9 +59,16 @@ class PagedRunner:
     def begin(self, jobs: Sequence[Job]) -> Work:
         """Compute prompts and write the first token of every answer."""
         work: Work = []
-        with told_of_memory(jobs):
-            for group in _groups(jobs):
-                work += self._begin(group)
+        before = len(self._written)
+        try:
+            with told_of_memory(jobs):
+                for group in _groups(jobs):
+                    work += self._begin(group)
+        except BaseException:
+            # Rows that nobody will go on with.
+            self._decoder.keep(range(before))
+            self._written = self._written[:before]
+            raise
         return work
 
     def step(self, work: Work) -> None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from swift_core.errors import EngineError
+from swift_core.errors import EngineError, SwiftError
 from swift_core.protocols import Running
 
 from swift_infer.engines.lines import Job, Line
@@ -165,7 +165,7 @@ class Scheduler:
 
     def _check_open(self) -> None:
         if self.error is not None:
-            raise EngineError("the engine has died; its log says why", fix="start it again") from self.error
+            raise _dead() from self.error
         if self._closed:
             raise EngineError("the engine is closed", fix="make a new one")
 
@@ -211,7 +211,7 @@ class Scheduler:
                 self._admit()
             if self._work:
                 self._runner.step(self._work)
-        except EngineError as error:
+        except SwiftError as error:
             self._fail_running(error)
         self._leave()
         return bool(self._work) or (bool(self._waiting) and not held)
@@ -262,10 +262,12 @@ class Scheduler:
             return
         try:
             self._work += self._runner.begin(jobs)
-        except EngineError as error:
+        except BaseException as error:
+            expected = isinstance(error, SwiftError)
             for job in jobs:
-                job.fail(error)
-                job.abort()
+                job.fail(error if expected else _dead())
+            if not expected:
+                raise
 
     def _leave(self) -> None:
         kept = [row for row, (_, line) in enumerate(self._work) if line.answer.finish_reason is None]
@@ -273,7 +275,7 @@ class Scheduler:
             self._runner.leave(self._work, kept)
             self._work = [self._work[row] for row in kept]
 
-    def _fail_running(self, error: EngineError) -> None:
+    def _fail_running(self, error: SwiftError) -> None:
         for job, _ in self._work:
             job.fail(error)
             job.close()
@@ -291,6 +293,10 @@ class Scheduler:
             self._work = []
             commands, self._commands = list(self._commands), deque()
         for job in jobs:
-            job.fail(EngineError("the engine has died; its log says why", fix="start it again"))
+            job.fail(_dead())
         for command in commands:
             command.done.set_exception(error)
+
+
+def _dead() -> EngineError:
+    return EngineError("the engine has died; its log says why", fix="start it again")

@@ -32,7 +32,7 @@ class Thoughts:
     """
 
     def __init__(self, *, opened: bool) -> None:
-        self._state: Literal["start", "thinking", "after", "answer"] = "thinking" if opened else "start"
+        self._state: Literal["start", "opened", "thinking", "after", "answer"] = "opened" if opened else "start"
         self._held = ""
 
     def feed(self, text: str) -> list[Piece]:
@@ -42,9 +42,12 @@ class Thoughts:
         if self._state == "start":
             bare = self._held.lstrip()
             if bare.startswith(_OPEN):
-                self._state, self._held = "thinking", bare[len(_OPEN) :].lstrip("\n")
+                self._state, self._held = "opened", bare[len(_OPEN) :]
             elif bare and not _OPEN.startswith(bare):
                 self._state = "answer"
+        if self._state == "opened":
+            self._held = self._held.lstrip("\n")
+            self._state = "thinking" if self._held else "opened"
         if self._state == "thinking":
             thought, closed, rest = self._held.partition(_CLOSE)
             keep = 0 if closed else _overlap(thought, _CLOSE)

@@ -155,6 +155,17 @@ class StructuredOutputs(WireModel):
     regex: str | None = None
     choice: list[str] | None = Field(None, min_length=1, max_length=1024)
 
+    @model_validator(mode="after")
+    def _one_form(self) -> StructuredOutputs:
+        if sum(one is not None for one in (self.json_, self.regex, self.choice)) != 1:
+            raise ValueError("takes one of json, regex and choice")
+        if isinstance(self.json_, str):
+            value: Any = json.loads(self.json_)
+            if not isinstance(value, dict):
+                raise ValueError("json is no JSON object")
+            self.json_ = cast("dict[str, Any]", value)
+        return self
+
 
 class Function(WireModel):
     """A function on offer."""
@@ -344,11 +355,8 @@ class CompletionRequest(SamplingRequest):
 def _form(given: StructuredOutputs | None) -> StructuredOutput | None:
     if given is None:
         return None
-    schema: Any = json.loads(given.json_) if isinstance(given.json_, str) else given.json_
-    choice = tuple(given.choice) if given.choice else None
-    if sum(one is not None for one in (schema, given.regex, choice)) != 1:
-        raise ValueError("structured_outputs takes one of json, regex and choice")
-    return StructuredOutput(json_schema=schema, regex=given.regex, choice=choice)
+    schema = cast("dict[str, Any] | None", given.json_)
+    return StructuredOutput(json_schema=schema, regex=given.regex, choice=tuple(given.choice) if given.choice else None)
 
 
 class WireUsage(BaseModel):
