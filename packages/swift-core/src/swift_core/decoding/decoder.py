@@ -5,20 +5,20 @@ No model code is touched and no cache of transformers is used: the attention fun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from swift_core.batching.layout import Layout
+from swift_core.decoding.attending import writing
 from swift_core.decoding.pages import Step, attend
 from swift_core.decoding.rows import Prefill, Rows
 from swift_core.scoring.attention import NAME as PACKED
-from swift_core.scoring.attention import SAMPLEWISE, packed, packed_attention, set_text_attention, text_attention
+from swift_core.scoring.attention import SAMPLEWISE, packed, packed_attention, text_attention
 from swift_core.scoring.scorer import HALF_TOLERANCE, TOLERANCE, Scorer
 
 NAME = "swift_paged"
@@ -172,21 +172,6 @@ def paged_attention(
     return attend(running.work, running.layer, query, key, value, scale=scale, window=window, softcap=softcap), None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-@contextmanager
-def decoding_model(model: Any) -> Iterator[None]:
+def decoding_model(model: Any) -> AbstractContextManager[None]:
     """Let a model decode inside, in evaluation mode, without gradients."""
-    AttentionInterface.register(NAME, paged_attention)  # pyright: ignore[reportArgumentType]
-    AttentionMaskInterface.register(NAME, _no_mask)  # pyright: ignore[reportArgumentType]
-    before, training = text_attention(model), model.training
-    set_text_attention(model, NAME)
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        set_text_attention(model, before)
-        model.train(training)
+    return writing(model, NAME, paged_attention)

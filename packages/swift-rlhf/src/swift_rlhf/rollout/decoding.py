@@ -7,15 +7,15 @@ each answer. No model code is touched and no cache of transformers is used: the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from swift_core.batching.layout import Layout
-from swift_core.scoring.attention import packed, packed_attention, set_text_attention, text_attention
+from swift_core.decoding.attending import writing
+from swift_core.scoring.attention import packed, packed_attention
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "swift_decoding"
 _running: ContextVar[Decoding | None] = ContextVar("decoding", default=None)
@@ -191,21 +191,6 @@ def decoding_attention(
     return running.attend(query, key, value, scale=scale, window=kwargs.get("sliding_window"), softcap=kwargs.get("softcap")), None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-@contextmanager
-def decoding_model(model: Any) -> Iterator[None]:
-    """Let the model decode inside, in evaluation mode, without gradients."""
-    AttentionInterface.register(NAME, decoding_attention)  # pyright: ignore[reportArgumentType]
-    AttentionMaskInterface.register(NAME, _no_mask)  # pyright: ignore[reportArgumentType]
-    before, training = text_attention(model), model.training
-    set_text_attention(model, NAME)
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        set_text_attention(model, before)
-        model.train(training)
+def decoding_model(model: Any) -> AbstractContextManager[None]:
+    """Let a model decode inside, in evaluation mode, without gradients."""
+    return writing(model, NAME, decoding_attention)
