@@ -129,7 +129,7 @@ def _objective(lines: Lines, settings: Mapping[str, Any]) -> Iterator[Finding]:
     dull, reward = _late(lines, "frac_reward_zero_std"), _late(lines, "reward")
     if dull is not None and dull > 0.5 and reward is not None:
         spread = column(lines, "reward")
-        why = "the prompts are solved" if reward > 0.9 * max(spread) and reward > 0.5 else "no answer is better than the others"
+        why = "the prompts are solved" if reward > 0.7 * max(spread) and reward > 0.5 else "no answer is better than the others"
         fix = "harder prompts" if why == "the prompts are solved" else "easier prompts, or a reward with more shades"
         ways = "--dynamic_sample true, more --num_generations, or a higher --temperature"
         yield Finding("fail" if dull > 0.95 else "note", "groups", f"{dull:.0%} of the groups have equal rewards: {why}", f"{fix}; {ways}")

@@ -70,6 +70,8 @@ def plot_rewards(lines: Sequence[dict[str, Any]], path: Path, *, title: str = ""
     curves = {name: points for name, key in {"reward": "reward", **named}.items() if (points := _points(lines, key))}
     if not curves:
         return False
+    if len(curves) == 2 and len({tuple(points) for points in curves.values()}) == 1:
+        curves.pop("reward")  # the sum of one function is that function
     figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -100,6 +100,9 @@ def service_problems(config: Any) -> Iterator[Problem]:
         if config.given(name):
             needed = "--rollout_url http://127.0.0.1:8000" if name in _OF_SERVERS else "--use_vllm true --vllm_mode colocate"
             yield Problem(f"--{name}", "has no effect on this run", f"remove it, or add {needed}")
+    if mode == "colocate" and not hasattr(config, "loading"):
+        what = "the engine would have to load a model that Python code brings"
+        yield Problem("--use_vllm", what, "GRPOTrainer(..., engine=ColocatedEngine(...)), or `swift rlhf`")
     if service.async_generate and service.max_staleness == 0:
         yield Problem("--max_staleness 0", "lets no answer be written ahead", "remove --async_generate, or --max_staleness 1")
     if mode != "process" and mode_of(config) not in ("ddp", "none", "single"):
