@@ -109,6 +109,4 @@ def _zero(config: TrainingConfig, sizes: Sizes, among: int, device: str) -> Shar
     part = ceil(sizes.weights / among)
     gathered = min(sizes.weights - part, _GATHERED * element)
     own = 0 if "offload_param" in zero else part
-    if element == 4 and optimizer:
-        optimizer -= ceil(masters / among)  # weights in float32 are their own copies
     return Share(own, gathered=gathered, optimizer=optimizer, step=step, gradients=0, received=0, buffer=bucket + received)
