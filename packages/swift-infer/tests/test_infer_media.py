@@ -68,7 +68,7 @@ def test_answers_are_those_of_the_model_given_the_processors_inputs(kind: str, f
 def test_a_picture_changes_the_numbers_that_come_out(folder: Path) -> None:
     engine = engine_of("llava_next", folder)
     pictures = [make_picture(folder, f"{number}.png", color=color) for number, color in enumerate(((255, 0, 0), (0, 255, 255)))]
-    encoded: list[Any] = [engine._encoded(ask({"type": "image", "image": str(picture)}, text("Who?"))) for picture in pictures]
+    encoded: list[Any] = [engine.prompts.encode(ask({"type": "image", "image": str(picture)}, text("Who?"))) for picture in pictures]
     assert encoded[0].input_ids == encoded[1].input_ids
     assert not torch.equal(encoded[0].model_inputs["pixel_values"], encoded[1].model_inputs["pixel_values"])
 

@@ -184,7 +184,7 @@ def _judged(questions: Sequence[Question], responses: Sequence[InferResponse], j
     answers = [[choice.message.content or "" for choice in response.choices] for response in responses]
     finished = [[choice.finish_reason == "stop" for choice in response.choices] for response in responses]
     tables = [judge(questions, answers) for judge in judges]
-    rewards = [[sum(values) for values in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)] if tables else None
+    rewards = [[float(sum(values)) for values in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)] if tables else None
     return [
         Judged(question, texts, rewards[place] if rewards is not None else None, ended)
         for place, (question, texts, ended) in enumerate(zip(questions, answers, finished, strict=True))
@@ -204,7 +204,7 @@ def _by_function(reference: str) -> Judge:
             place, _, attribute = reference.rpartition(":")
             module = load_plugin_files([place])[0] if place.endswith(".py") else place
             found = import_target(f"{module}:{attribute}", needed_for=f"reward {reference!r}")
-        function = found() if inspect.isclass(found) else found
+        function: Any = found() if inspect.isclass(found) else found
     except (LookupError, ImportError, TypeError) as error:
         what = f"{reference!r}: {getattr(error, 'message', error)}"
         raise ConfigError([Problem("--reward_funcs", what, getattr(error, "fix", None))]) from error

@@ -120,15 +120,15 @@ class Step:
 
     def __init__(self, views: Sequence[View], at: tuple[Tensor, Tensor], positions: Tensor) -> None:
         self.views, self.at, self.positions = list(views), at, positions
-        self._biases: dict[int | None, list[Tensor | None]] = {}
+        self._biases: dict[int | None, list[Tensor]] = {}
 
-    def biases(self, window: int | None) -> list[Tensor | None]:
+    def biases(self, window: int | None) -> list[Tensor]:
         """Return for each view what is added to scores: -inf where a row does not look, `[pages, 1, rows of a page, 1, PAGE]`."""
         if window not in self._biases:
             self._biases[window] = [self._bias(view, window) for view in self.views]
         return self._biases[window]
 
-    def _bias(self, view: View, window: int | None) -> Tensor | None:
+    def _bias(self, view: View, window: int | None) -> Tensor:
         places = torch.arange(PAGE, device=view.ends.device)
         outside = (places >= view.ends[:, None])[:, None].expand(-1, view.owners.shape[1], -1)
         if window is not None:

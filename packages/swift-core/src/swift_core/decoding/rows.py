@@ -148,7 +148,8 @@ class Prefill:
                     pages += [numbers[token // PAGE] for token in range(length)]
                     offsets += [token % PAGE for token in range(length)]
                 start += length
-            self._parts.append((pool, *(torch.tensor(one, device=device) for one in (tokens, pages, offsets))))
+            at = [torch.tensor(one, device=device) for one in (tokens, pages, offsets)]
+            self._parts.append((pool, at[0], at[1], at[2]))
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Take over keys and values of the prompts in one layer, `[1, heads, tokens, width]`."""

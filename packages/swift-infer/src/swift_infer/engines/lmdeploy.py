@@ -4,6 +4,9 @@ Written against LMDeploy 0.18.0, PyTorch backend. It needs a GPU: where there is
 its wheel.
 """
 
+# The library needs an environment of its own, which is not the one that types are checked in.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence

@@ -3,6 +3,9 @@
 Written against SGLang 0.5.23. It needs a GPU: where there is none, tests compare the names used here with those of its wheel.
 """
 
+# The library needs an environment of its own, which is not the one that types are checked in.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import json

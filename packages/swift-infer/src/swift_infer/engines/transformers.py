@@ -163,7 +163,8 @@ class TransformersEngine:
         # Code from a model's folder need not know of padding on the left.
         self.max_batch_size = 1 if hasattr(model, "media_adapter") else max_batch_size
         self._grammars = Grammars(self.tokenizer, self.prompts.vocabulary, sorted(self.template.stop_token_ids))
-        self._runner = ChosenRunner(self._loaded, pad_id=self.tokenizer.pad_token_id, max_rows=self.max_batch_size)
+        pad: Any = self.tokenizer.pad_token_id
+        self._runner = ChosenRunner(self._loaded, pad_id=pad, max_rows=self.max_batch_size)
         self.scheduler = Scheduler(self._runner, max_rows=self.max_batch_size, max_tokens=token_budget(model))
 
     @property

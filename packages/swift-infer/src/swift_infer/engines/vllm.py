@@ -1,5 +1,8 @@
 """The engine over vLLM in this process: its scheduler, our prompts, texts and stops. The only file of this side that imports vLLM."""
 
+# The library needs an environment of its own, which is not the one that types are checked in.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import itertools

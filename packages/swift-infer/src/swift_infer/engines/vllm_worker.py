@@ -3,6 +3,9 @@
 vLLM imports this module in each of its workers (`worker_extension_cls`) before it makes the transfer engine that is registered here.
 """
 
+# The library needs an environment of its own, which is not the one that types are checked in.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -80,7 +80,7 @@ class RolloutRequest(ControlModel):
     """Body of POST /rollout/generate."""
 
     requests: list[RolloutPrompt] = Field(min_length=1)
-    sampling: RolloutSampling = Field(default_factory=RolloutSampling)
+    sampling: RolloutSampling = Field(default_factory=lambda: RolloutSampling.model_validate({}))
     logprobs: bool = True
 
     def config(self, prompt: RolloutPrompt) -> RequestConfig:
