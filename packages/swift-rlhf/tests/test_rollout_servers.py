@@ -152,6 +152,20 @@ def test_a_server_that_goes_on_failing_ends_the_wait(fake: FakeServer, model: An
     assert time.monotonic() - started < 10
 
 
+def test_a_large_round_may_take_longer_as_long_as_answers_come(fake: FakeServer, model: Any) -> None:
+    made = engine(model, fake, timeout=0.8)
+    made.update(0)
+    turn = threading.Lock()
+
+    def one_by_one(number: int) -> None:
+        with turn:
+            fake.over.wait(0.35)  # four prompts take longer than the limit, one does not
+
+    fake.trouble = one_by_one
+    answers = made.generate([TurnRequest([place], 2) for place in range(4)], Sampling(), seed=0, version=0)
+    assert len(answers) == 4 and len(fake.asked) == 4
+
+
 def test_a_refusal_is_not_tried_again(fake: FakeServer, model: Any) -> None:
     made = engine(model, fake)
     made.update(0)

@@ -19,7 +19,9 @@ class ServiceSection(Section):
     vllm_server_host: list[str] = option([], "the same as host and port of each server, as ms-swift takes them")
     vllm_server_port: list[int] = option([], "ports of --vllm_server_host; default: 8000")
     rollout_api_key: str | None = option(None, "key of those servers", secret=True)
-    rollout_timeout: float = option(240.0, "seconds after which a server that is dead, slow or failing ends the run", gt=0)
+    rollout_timeout: float = option(
+        240.0, "seconds without any answer after which a server that is dead, slow or failing ends the run", gt=0
+    )
     rollout_running: Literal["wait", "abort", "keep"] = option(
         "keep",
         "what becomes of answers under way when weights move: they end first, are broken off and continued, or go on between two tokens",

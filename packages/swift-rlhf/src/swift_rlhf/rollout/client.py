@@ -40,16 +40,20 @@ class RolloutClient:
 
     Attributes:
         synced: version of the weights that the server was sent last; -1 before.
+        sent: times that it was sent weights.
         down_until: time before which it is not worth asking again.
         running: answers that it is writing for us.
+        heard: time of its newest answers.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._key = api_key
         self.synced = -1
+        self.sent = 0
         self.down_until = 0.0
         self.running = 0
+        self.heard = 0.0
 
     def generate(
         self, requests: Sequence[tuple[TurnRequest, int]], sampling: Sampling, stops: Sequence[int], *, adapter: str | None, timeout: float

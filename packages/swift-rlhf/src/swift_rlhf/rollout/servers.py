@@ -21,6 +21,8 @@ from swift_rlhf.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
+_LONG = 10
+
 POLICY = "policy"
 """Name under which servers keep the adapter."""
 
@@ -41,7 +43,7 @@ class RolloutServers:
     Args:
         clients: the servers.
         weights: packs the weights.
-        timeout: seconds after which a request, or the sending of weights, is given up.
+        timeout: seconds after which a server that gives no answer at all, or takes no weights, is given up.
         running: what servers do with answers that are under way while weights come.
         leads: whether this process sends the weights; the others of a run only ask.
         stops: tokens that end an answer, besides the server's own.
@@ -118,6 +120,7 @@ class RolloutServers:
             deadline = time.monotonic() + self._timeout
             self._tried(client, deadline, lambda left: client.send(payload.parts, query, timeout=left), "takes no weights")
             client.synced, client.down_until = self._wire, 0.0
+            client.sent += 1
 
     def _gave_up(self, what: str) -> EngineError:
         fix = "look at the server's log, restart it and go on with --resume_from_checkpoint; or raise --rollout_timeout"
@@ -185,12 +188,12 @@ class RolloutServers:
                 future.set_result(completion)
 
     async def _found(self, requests: list[tuple[TurnRequest, int]], sampling: Sampling) -> list[dict[str, Any]]:
-        deadline, tries = time.monotonic() + self._timeout, 0
+        started, tries = time.monotonic(), 0
         while True:
             client = min(self._clients, key=lambda each: (max(each.down_until - time.monotonic(), 0), each.running))
             problem, pause = "", 0.0
             try:
-                found = await self._ask(client, requests, sampling, deadline - time.monotonic())
+                found = await self._ask(client, requests, sampling)
                 if found is not None:
                     return found
                 problem = "its weights are not the ones it was sent, again and again"
@@ -200,21 +203,23 @@ class RolloutServers:
             tries += 1
             others = any(each.down_until <= time.monotonic() for each in self._clients)
             pause = 0.0 if others else pause
-            if time.monotonic() + pause >= deadline:
+            if time.monotonic() + pause >= self._silent_since(started, *self._clients) + self._timeout:
                 raise self._gave_up(f"rollout server {client.url} does not answer: {problem}")
             await asyncio.sleep(pause)
 
-    async def _ask(
-        self, client: RolloutClient, requests: list[tuple[TurnRequest, int]], sampling: Sampling, seconds: float
-    ) -> list[dict[str, Any]] | None:
+    def _silent_since(self, started: float, *clients: RolloutClient) -> float:
+        """Return since when nothing has come: servers that are busy with other prompts of a large round are not slow."""
+        return max(started, *(client.heard for client in clients))
+
+    async def _ask(self, client: RolloutClient, requests: list[tuple[TurnRequest, int]], sampling: Sampling) -> list[dict[str, Any]] | None:
         """Return the completions, or None when the server has other weights than it was sent: it gets them again."""
         wire, adapter = client.synced, POLICY if self._payload.kind == "adapter" else None
+        sent = client.sent
         client.running += len(requests)
-        call = in_thread(lambda: client.generate(requests, sampling, self._stops, adapter=adapter, timeout=max(seconds, 0.01)))
+        patience = max(_LONG * self._timeout, 3600.0)  # of the connection alone; whether anything comes is watched here
+        call = in_thread(lambda: client.generate(requests, sampling, self._stops, adapter=adapter, timeout=patience))
         try:
-            reply = await asyncio.wait_for(call, max(seconds, 0.01))
-        except TimeoutError as error:
-            raise Unavailable(f"no answer within {seconds:.3g} s") from error
+            reply = await self._awaited(call, client)
         except EngineError:
             if not await self._restarted(client, wire):
                 raise
@@ -223,11 +228,28 @@ class RolloutServers:
             client.running -= len(requests)
         found = [result["completions"][0] for result in reply["results"]] if reply is not None else []
         if reply is not None and all(number >= wire for completion in found for number, _ in completion["versions"]):
+            client.heard = time.monotonic()
             return found
-        logger.warning("rollout server %s has weights of before: it is sent all of them again", client.url)
-        client.synced = -1 if client.synced == wire else client.synced
+        if client.sent == sent:  # else it got them while this was under way
+            logger.warning("rollout server %s has weights of before: it is sent all of them again", client.url)
+            client.synced = -1
         await in_thread(lambda: self._send(client))
         return None
+
+    async def _awaited(self, call: asyncio.Future[dict[str, Any]], client: RolloutClient) -> dict[str, Any]:
+        """Return what a call returns.
+
+        Raises:
+            Unavailable: when nothing at all has come from the server for too long.
+        """
+        started = time.monotonic()
+        while True:
+            left = self._silent_since(started, client) + self._timeout - time.monotonic()
+            done, _ = await asyncio.wait({call}, timeout=max(left, 0.0))
+            if done:
+                return call.result()
+            if self._silent_since(started, client) + self._timeout <= time.monotonic():
+                raise Unavailable(f"no answer within {self._timeout:g} s")
 
     async def _restarted(self, client: RolloutClient, wire: int) -> bool:
         """Say whether a refusal comes from a server that has lost the weights, such as one that does not know the adapter."""
