@@ -150,6 +150,11 @@ def test_a_call_can_be_forced(choice, text, schema):
     assert found.choices[0].message.content is None and engine.requests[0][1].structured.json_schema["type"] == schema
 
 
+def test_tools_that_the_model_would_not_see_are_refused(real):
+    found = post(real, {"model": "tiny", "messages": MESSAGES, "tools": [WEATHER]})
+    assert (found.status_code, found.json()["error"]["param"]) == (400, "tools")
+
+
 def test_a_conversation_with_calls_reaches_the_engine():
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     messages = [

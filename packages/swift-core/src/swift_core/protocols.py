@@ -398,7 +398,7 @@ class WeightEngine(Protocol):
     version: int
 
     def update_weights(self, weights: Mapping[str, Tensor], *, version: int | None = None, running: Running = "wait") -> None:
-        """Replace weights by the names of the model's files; the version moves where one is given."""
+        """Replace weights by the names of the model's files; parts of an update have no version, its last one has."""
         ...
 
     def update_adapter(

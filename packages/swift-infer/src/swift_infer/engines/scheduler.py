@@ -262,12 +262,13 @@ class Scheduler:
             return
         try:
             self._work += self._runner.begin(jobs)
-        except BaseException as error:
-            expected = isinstance(error, SwiftError)
+        except SwiftError as error:
             for job in jobs:
-                job.fail(error if expected else _dead())
-            if not expected:
-                raise
+                job.fail(error)
+        except BaseException:
+            with self._change:
+                self._waiting.extendleft(reversed(jobs))  # they fail with all others
+            raise
 
     def _leave(self) -> None:
         kept = [row for row, (_, line) in enumerate(self._work) if line.answer.finish_reason is None]

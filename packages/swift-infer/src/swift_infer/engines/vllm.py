@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from swift_core.errors import ConfigError, EngineError, Problem, RequestError
+from swift_core.errors import ConfigError, EngineError, Problem
 from swift_core.protocols import Capabilities, EncodedSample, RequestConfig, Running, TokenLogprob
 from torch import Tensor
 from vllm import AsyncEngineArgs, SamplingParams
@@ -29,7 +29,7 @@ from swift_infer.adapter_names import adapter_folders, adapter_problems, named_a
 from swift_infer.config import ChatSection, EngineConfig, LogprobsMode
 from swift_infer.engines.lines import Job, Line
 from swift_infer.engines.looped import LoopEngine, Written, loading_of, lora_folder
-from swift_infer.engines.weights import adapter_folder
+from swift_infer.engines.weights import adapter_folder, check_names, shapes_of
 
 _EXTENSION = "swift_infer.engines.vllm_worker"
 # What this engine itself decides.
@@ -85,6 +85,9 @@ class VllmEngine(LoopEngine):
             raise ConfigError(problems)
         self._adapters: dict[str, LoRARequest] = {}
         self._always: LoRARequest | None = None
+        self._updating = False
+        self._broken: EngineError | None = None
+        self._shapes: dict[str, list[int]] = {}
         self._ids = itertools.count(1)
         self._folders = tempfile.TemporaryDirectory(prefix="swift-vllm-")
         super().__init__(config)
@@ -94,6 +97,7 @@ class VllmEngine(LoopEngine):
             self._always = self._lora(self.model_name, place)
 
     def _begin_library(self, config: EngineConfig, folder: Path) -> None:
+        self._shapes = shapes_of(folder)
         self._llm = self._loop.run(_started(_arguments(config, folder, self.context_length)))
 
     @property
@@ -154,7 +158,7 @@ class VllmEngine(LoopEngine):
     @property
     def error(self) -> BaseException | None:
         """Return why vLLM has died, or None."""
-        return self._llm.dead_error if self._llm.errored else None
+        return self._broken or (self._llm.dead_error if self._llm.errored else None)
 
     def close(self) -> None:
         """End vLLM and its processes."""
@@ -212,11 +216,15 @@ class VllmEngine(LoopEngine):
     # ---- weights ---------------------------------------------------------------------------------------------------
 
     def update_weights(self, weights: Mapping[str, Tensor], *, version: int | None = None, running: Running = "wait") -> None:
-        """Replace weights by the names of the model's files; the version moves where one is given.
+        """Replace weights by the names of the model's files; parts of an update have no version, its last one has.
+
+        Nothing is answered between the first part and the last.
 
         Raises:
-            RequestError: when vLLM does not know a tensor.
+            RequestError: when the model's files have no tensor of that name and shape; nothing is changed then.
+            EngineError: when vLLM fails on the way; its weights are of no use then.
         """
+        check_names(weights, self._shapes)
         with tempfile.TemporaryDirectory(dir=self._folders.name) as folder:
             path = Path(folder) / "weights.safetensors"
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
@@ -224,17 +232,20 @@ class VllmEngine(LoopEngine):
         self.version = self.version if version is None else version
 
     async def _transfer(self, path: Path, version: int | None, running: Running) -> None:
-        await self._llm.pause_generation(mode=running)
         try:
-            await self._llm.start_weight_update()
+            if not self._updating:
+                await self._llm.pause_generation(mode=running)
+                await self._llm.start_weight_update()
+                self._updating = True
             await self._llm.update_weights(WeightTransferUpdateRequest({"path": str(path)}))
-            await self._llm.finish_weight_update(None if version is None else str(version))
-        except EngineDeadError:
-            raise
+            if version is not None:
+                await self._llm.finish_weight_update(str(version))
+                await self._llm.resume_generation()
+                self._updating = False
         except Exception as error:
-            raise RequestError(f"vLLM cannot load these weights: {error}", fix="send tensors by the names of the model's files") from error
-        finally:
-            await self._llm.resume_generation()
+            # Layers that were taken apart for new weights do not come back by themselves.
+            self._broken = EngineError(f"vLLM failed while its weights were replaced: {error}", fix="start the engine again")
+            raise self._broken from error
 
     def update_adapter(
         self,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from swift_core.errors import EngineError, RequestError
 from torch import Tensor, nn
@@ -37,17 +38,7 @@ def replace_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         RequestError: when the model has no parameter of that name and shape.
     """
     own = base_parameters(model)
-    unknown = [name for name in weights if name not in own]
-    if unknown:
-        known = ", ".join(list(own)[:_SHOWN])
-        raise RequestError(
-            f"{len(unknown)} tensors have names that the model does not: {', '.join(unknown[:_SHOWN])}", fix=f"names are like {known}"
-        )
-    shapes = [name for name, tensor in weights.items() if tensor.shape != _shape(own[name])]
-    if shapes:
-        name = shapes[0]
-        what = f"{len(shapes)} tensors have another shape than in the model: {name} is {list(weights[name].shape)}"
-        raise RequestError(what, fix=f"the model's is {list(_shape(own[name]))}")
+    check_names(weights, {name: list(_shape(parameter)) for name, parameter in own.items()})
     with torch.no_grad():
         for name, tensor in weights.items():
             parameter = own[name]
@@ -55,6 +46,38 @@ def replace_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 parameter.copy_(tensor)
             else:
                 parameter.data = tensor.to(parameter.device, parameter.dtype, copy=True)
+
+
+def check_names(weights: Mapping[str, Tensor], known: Mapping[str, list[int]]) -> None:
+    """Refuse tensors that a model does not have.
+
+    Args:
+        weights: what is to be loaded.
+        known: name -> shape of what there is; empty where that is not known.
+
+    Raises:
+        RequestError: with the first ones.
+    """
+    unknown = [name for name in weights if known and name not in known]
+    if unknown:
+        names = ", ".join(list(known)[:_SHOWN])
+        raise RequestError(
+            f"{len(unknown)} tensors have names that the model does not: {', '.join(unknown[:_SHOWN])}", fix=f"names are like {names}"
+        )
+    shapes = [name for name, tensor in weights.items() if known and list(tensor.shape) != known[name]]
+    if shapes:
+        name = shapes[0]
+        what = f"{len(shapes)} tensors have another shape than in the model: {name} is {list(weights[name].shape)}"
+        raise RequestError(what, fix=f"the model's is {known[name]}")
+
+
+def shapes_of(folder: Path) -> dict[str, list[int]]:
+    """Return name -> shape of the tensors in a model's safetensors files; empty where it has none."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
+    return found
 
 
 def drop_weights(model: nn.Module) -> None:

@@ -96,6 +96,9 @@ def add_answer_routes(app: FastAPI, engine: Engine | TextEngine, service: Servic
         wanted = body.infer_request(limits.adapter(body.model))
         config = body.request_config(limits.defaults)
         _check_form(engine, config)
+        if body.offered and not _shows_tools(engine):
+            what = "the model's chat template has no place for tools; start the server with --agent_template hermes, say"
+            raise ApiError(400, what, code="unsupported_parameter", param="tools")
         opened = limits.settings.reasoning and _opens_thought(engine, wanted)
         reader = _reader_of(body, agent, opened if limits.settings.reasoning else None)
         completion = Completion(service, wanted, config, body.model, reader, text_of)
@@ -206,6 +209,13 @@ def agent_of(engine: Any) -> AgentFormat | None:
         return getattr(template, "agent", None)
     source = str(getattr(getattr(engine, "tokenizer", None), "chat_template", "") or "")
     return load_agent(next((name for sign, name in _SIGNS if sign in source), "hermes"))
+
+
+def _shows_tools(engine: Any) -> bool:
+    """Say whether the model is told of tools: by an agent format, or by its own chat template."""
+    template: Any = getattr(engine, "template", None)
+    source = str(getattr(getattr(engine, "tokenizer", None), "chat_template", "") or "")
+    return template is None or getattr(template, "agent", None) is not None or "tool" in source
 
 
 async def _read_chat(request: Request, limits: Limits) -> ChatCompletionRequest:
