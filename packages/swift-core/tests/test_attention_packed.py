@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from swift_core.batching.collate import collate
+from swift_core.batching.layout import Layout
 from swift_core.batching.packing import balanced_bins, best_fit, best_fit_stream
 from swift_core.models.loading import get_model_tokenizer
 from swift_core.protocols import EncodedSample
 from swift_core.scoring.attention import attend
+from swift_core.scoring.dense_attention import dense_causal
 from swift_core.scoring.scorer import Scorer
 from swift_core.testing.tiny import make_tiny_model
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, MistralConfig, Qwen3Config
@@ -139,3 +141,16 @@ def test_bins_are_balanced(lengths: list[int], bins: int) -> None:
     assert sorted(index for bin_ in found for index in bin_) == list(range(len(lengths)))
     assert sums == sorted(sums, reverse=True)
     assert max(sums) - min(sums) <= max(lengths)
+
+
+def test_dense_attention_takes_the_types_that_autocast_leaves() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 12, 8, requires_grad=True) for heads in (4, 2, 2))
+    expected = dense_causal(query, key, value, scale=0.3, layout=Layout((7, 5)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        # Positions are added in float32, values come from a product in half precision.
+        found = dense_causal(query, key, value.bfloat16(), scale=0.3, layout=Layout((7, 5)))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.05)
+    found.float().sum().backward()
+    assert query.grad is not None and query.grad.isfinite().all()

@@ -108,6 +108,13 @@ def test_what_goes_together(settings: dict[str, Any], mode: str) -> None:
     assert mode_of(config(**settings)) == mode
 
 
+def test_processes_that_share_samples_count_once_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert config(per_device_train_batch_size=1).training.gradient_accumulation_steps == 2
+    assert config(per_device_train_batch_size=1, sequence_parallel_size=4).training.gradient_accumulation_steps == 8
+    assert config(per_device_train_batch_size=1, pipeline_parallel_size=8).training.gradient_accumulation_steps == 16
+
+
 def test_the_table_says_a_reason_for_every_no(capsys: pytest.CaptureFixture[str]) -> None:
     rows = table()
     assert [row["with"] for row in rows] == [*MODES, *FEATURES]

@@ -126,7 +126,7 @@ def test_a_run_folder_names_its_checkpoints(adapter):
     assert "checkpoint-5" in (caught.value.fix or "")
 
 
-@pytest.mark.parametrize("values", [{"adapters": ["nowhere/run"]}, {"model": "nowhere/checkpoint-3"}])
+@pytest.mark.parametrize("values", [{"adapters": ["nowhere/checkpoint-3"]}, {"model": "nowhere/checkpoint-3"}])
 def test_an_absent_checkpoint_is_not_looked_for_on_a_hub(values):
     with pytest.raises(NotFoundError, match="nowhere"):
         adopt_checkpoint(InferConfig(**values))

@@ -13,7 +13,7 @@ from swift_core.config.combinations import parallel_problems
 from swift_core.config.command import CommandConfig
 from swift_core.config.encoding import encoding_problems
 from swift_core.config.memory import MemorySection, chosen_optimizer, memory_problems
-from swift_core.config.parallel import ParallelSection, mode_of
+from swift_core.config.parallel import ParallelSection, mode_of, processes_for_a_sample
 from swift_core.config.quantization import QuantizationSection, training_problems
 from swift_core.config.sections import (
     CheckpointSection,
@@ -83,7 +83,8 @@ class TrainingConfig(CommandConfig):
 
     def _accumulation(self) -> int:
         world = int(os.environ.get("WORLD_SIZE") or int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1))
-        per_step = self.training.per_device_train_batch_size * world
+        groups = max(1, world // processes_for_a_sample(self.parallel))
+        per_step = self.training.per_device_train_batch_size * groups
         return max(1, -(-MINIMAL_GLOBAL_BATCH // per_step))
 
 

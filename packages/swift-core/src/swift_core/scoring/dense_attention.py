@@ -167,4 +167,8 @@ def dense_causal(
     Returns:
         `[1, tokens, heads, width]`.
     """
-    return _DenseCausal.apply(query, key, value, scale, layout, window)  # pyright: ignore[reportReturnType]
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # layers hand over several number types, and products into a buffer take one
+        query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in (query, key, value))
+    with torch.autocast(kind, enabled=False):
+        return _DenseCausal.apply(query, key, value, scale, layout, window)  # pyright: ignore[reportReturnType]

@@ -76,7 +76,11 @@ def on_ranks(jobs: Sequence[dict[str, Any]], folder: Path, *, ranks: int = 2) ->
         env = {**os.environ, **own, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, "-m", "swift_core.testing.ranks", str(folder)]
         processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
-    errors = [process.communicate(timeout=600)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=900)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     if any(process.returncode for process in processes):
         raise AssertionError("\n".join(error[-3000:] for error in errors))
     return json.loads((folder / DONE).read_text())

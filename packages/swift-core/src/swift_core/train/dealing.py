@@ -9,6 +9,7 @@ from swift_core.batching.feed import Stream, StreamFeed
 from swift_core.batching.loader import sample_lengths
 from swift_core.batching.packing import best_fit
 from swift_core.batching.plan import PlanShape
+from swift_core.config.parallel import processes_for_a_sample
 from swift_core.config.training import SftConfig, TrainingConfig
 from swift_core.errors import ConfigError, Problem
 from swift_core.protocols import EncodedSample
@@ -52,7 +53,7 @@ def count_units(args: TrainingConfig, samples: Sequence[EncodedSample] | Stream,
     if args.training.max_steps <= 0:
         raise ConfigError([Problem("--streaming", "a stream has no end", "add --max_steps 1000")])
     per_device = args.training.per_device_train_batch_size * (args.training.gradient_accumulation_steps or 1)
-    return args.training.max_steps * per_device * int(os.environ.get("WORLD_SIZE", "1"))
+    return args.training.max_steps * per_device * int(os.environ.get("WORLD_SIZE", "1")) // processes_for_a_sample(args.parallel)
 
 
 def make_feed(args: TrainingConfig, task: Task, stream: Stream, shape: PlanShape) -> StreamFeed:
