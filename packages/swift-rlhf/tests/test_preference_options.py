@@ -138,7 +138,7 @@ def test_pairs_about_pictures_learn_and_keep_their_layouts_apart(kind: str, tmp_
     data = write(tmp_path / "rows.jsonl", given)
     logs = []
     for place, padding_free in enumerate((True, False)):
-        more = {"learning_rate": 5e-3, "max_steps": 6, "padding_free": padding_free, "per_device_train_batch_size": 6}
+        more = {"learning_rate": 5e-3, "max_steps": 4, "padding_free": padding_free, "per_device_train_batch_size": 6}
         logs.append(run(model, tmp_path / f"out{place}", data, **more))
     assert logs[0][0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert logs[0][-1]["rewards/margins"] > 0.1 and logs[0][-1]["rewards/accuracies"] == 1
