@@ -219,7 +219,7 @@ def test_the_terminal_changes_adapters(places, answers, stream):
     out, notes = io.StringIO(), io.StringIO()
     chat = TerminalChat(engine, GREEDY, stream=stream, stdin=io.StringIO(typed), stdout=out, stderr=notes)
     assert chat.run() == 0
-    assert out.getvalue() == "".join(words[name] + "\n" for name in ("first", "second", "second", "tiny", "first"))
+    assert out.getvalue() == "".join(f"{words[name]}\n" for name in ("first", "second", "second", "tiny", "first"))
     said = notes.getvalue()
     assert "first, second, tiny can answer, second does" in said
     assert "there is no adapter 'thrid'; first, second, tiny can answer, second does" in said

@@ -101,6 +101,7 @@ def test_experts_weigh_as_much_as_the_schedule_says() -> None:
     samples = [EncodedSample([1, 2, 3], [-100, 2, 3], str(number)) for number in range(5)]
     section = ChordSection(chord_mu_warmup_steps=4, chord_mu_peak=0.8, chord_mu_decay_steps=4, chord_mu_valley=0.0)
     experts = Experts(samples, section, per_step=4, weigh=lambda group: 10, seed=0)
+    dealt: list[AnswerGroup] = []
     for step in range(10):
         dealt = experts.attach(groups, step=step)
         mu = chord_mu(step, warmup_steps=4, decay_steps=4, peak=0.8, valley=0.0)

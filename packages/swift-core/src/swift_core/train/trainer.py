@@ -228,7 +228,7 @@ class Trainer:
         self.callbacks.call("on_train_end")
 
     def _find_budget(self) -> int:
-        module = self.world.accelerator.unwrap_model(self.module)
+        module: Any = self.world.accelerator.unwrap_model(self.module)
         return find_budget(module, self.task, self.train_dataset, self.shape, self.args, self.world, pad_token_id=self._pad_token_id())
 
     def _batches(self) -> Iterator[StepBatches]:
