@@ -35,6 +35,7 @@ NOT_IMPORTED = {
         "lmdeploy": "engine of an environment of its own",
         "uvicorn": "serves the application by name",
         "bitsandbytes": "transformers packs weights with it",
+        "llguidance": "imported by name when a request asks for a form",
     },
 }
 # Imported though only a declared library brings it: the two are halves of one thing and move together.
@@ -44,6 +45,7 @@ COMES_WITH = {
         "tokenizers": "transformers pins it",
         "httpx": "huggingface_hub raises its errors",
         "requests": "modelscope raises its errors",
+        "peft": "trials with two ranks put LoRA on where swift-tuners brings it",
     },
     "swift-infer": {"starlette": "fastapi re-exports it"},
 }
