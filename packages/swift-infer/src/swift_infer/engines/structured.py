@@ -19,8 +19,6 @@ from torch import Tensor
 
 _CACHED = 64
 _LONGEST = 65536
-# Between the parts of JSON: a model that may write any number of blanks may write nothing else.
-_SPACE = r"[\x20\x0A]{0,2}"
 
 
 def available() -> bool:
@@ -106,14 +104,16 @@ class Grammar:
 def _grammar_of(library: Any, form: StructuredOutput) -> str:
     if form.json_schema is not None:
         schema = form.json_schema or {"type": "object"}
-        source = json.dumps(schema)
+        # Settings of the compiler are not the client's to make.
+        source = json.dumps({name: value for name, value in schema.items() if name != "x-guidance"})
     else:
         source = form.regex if form.regex is not None else "".join(form.choice or ())
     if len(source) > _LONGEST:
         raise RequestError(f"the form of the answer has {len(source)} characters, at most {_LONGEST} are allowed", fix="make it smaller")
     try:
         if form.json_schema is not None:
-            return library.LLMatcher.grammar_from_json_schema(source, overrides={"whitespace_pattern": _SPACE})
+            # A model that may write any number of blanks may write nothing else.
+            return library.LLMatcher.grammar_from_json_schema(source, overrides={"whitespace_flexible": False})
         if form.regex is not None:
             return library.LLMatcher.grammar_from_regex(form.regex)
         texts = " | ".join(json.dumps(text) for text in form.choice or ())

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from safetensors import safe_open
-from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from swift_core.errors import MissingDependencyError
+
+try:
+    from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+except ImportError as error:
+    raise MissingDependencyError("vllm", needed_for="weights of its workers", install="swift-infer[vllm]") from error
 
 BACKEND = "swift_safetensors"
 
