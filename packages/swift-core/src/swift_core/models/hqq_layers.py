@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hqq.core.quantize import BaseQuantizeConfig, HQQLinear  # pyright: ignore[reportMissingImports]
 from torch import nn
 
 from swift_core.config.quantization import QuantizationSection
+from swift_core.errors import MissingDependencyError
+
+try:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+except ImportError as error:
+    raise MissingDependencyError("hqq", needed_for="--quant_method hqq", install="swift-core[hqq]") from error
 
 
 def pack(model: nn.Module, section: QuantizationSection, *, dtype: torch.dtype, device: str) -> None:

@@ -10,10 +10,16 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from compressed_tensors.compressors import BaseCompressor  # pyright: ignore[reportMissingImports]
-from compressed_tensors.compressors.base import decompress_module  # pyright: ignore[reportMissingImports]
-from compressed_tensors.quantization.lifecycle.forward import forward_quantize  # pyright: ignore[reportMissingImports]
 from torch import nn
+
+from swift_core.errors import MissingDependencyError
+
+try:
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.base import decompress_module
+    from compressed_tensors.quantization.lifecycle.forward import forward_quantize
+except ImportError as error:
+    raise MissingDependencyError("compressed_tensors", needed_for="packed weights", install="swift-core[packed]") from error
 
 
 class UnpackingLinear(nn.Linear):
