@@ -28,6 +28,7 @@ class PreviewSection(Section):
     color: Literal["auto", "always", "never"] = option(
         "auto", "show the trained part in colour, or between ⟦ and ⟧; auto: colour on a terminal", basic=True
     )
+    external_plugins: list[str] = option([], "Python files that register your own parts")
 
 
 class PreviewConfig(CommandConfig):
