@@ -189,9 +189,12 @@ def test_a_restarted_server_gets_the_weights_again(fake: FakeServer, model: Any)
     made = engine(model, fake)
     first = ask(made, version=2)
     fake.version, fake.weights = 0, {}  # as a server that starts anew
+    before = len(fake.received)
     again = made.generate([TurnRequest([7, 8, place], 5) for place in range(3)], Sampling(), seed=1, version=2)
     assert [answer.token_ids for answer in again] == [answer.token_ids for answer in first]
-    assert fake.version == 3 and len(fake.received) == 2 and set(fake.weights) == set(dict(whole_weights(model)))
+    # Once, or again where the machine was too slow for the time limit of the test.
+    assert {(each["version"], each["kind"]) for each in fake.received[before:]} == {("3", "full")}
+    assert fake.version == 3 and set(fake.weights) == set(dict(whole_weights(model)))
 
 
 def test_answers_that_are_broken_off_are_continued(fake: FakeServer, model: Any) -> None:
