@@ -1,6 +1,7 @@
 """Encoding in several processes, started as copies or afresh: nothing of the result depends on how."""
 
 import os
+import random
 import sys
 import threading
 
@@ -79,6 +80,43 @@ def test_copies_share_the_work_and_keep_the_order(encoder):
     origins = [chunk.report.longest[1] for chunk in encode_chunks(ROWS * 8, of(Noting, encoder), processes=2)]
     assert [origin.partition("@")[0] for origin in origins] == [f"f:{number}" for _ in range(8) for number in range(0, 40, 2)]
     assert len({text.split("@")[1] for text in origins if "@" in text}) == 2
+
+
+class Scripted:
+    """A process of which the test says when it answers."""
+
+    def __init__(self, most):
+        self.connection, self.has, self.ready, self.most = object(), [], False, most
+
+    @property
+    def takes_more(self):
+        return self.ready and len(self.has) < self.most
+
+    def give(self, number):
+        self.has.append(number)
+
+    def answer(self):
+        if not self.ready:
+            self.ready = True
+            return None
+        number = self.has.pop(0)
+        return number, f"chunk {number}"
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_nobody_is_waited_for_who_has_no_work(monkeypatch, most):
+    monkeypatch.setattr(workers, "_tried", lambda encoder, part: f"chunk {part[0]}")
+    for seed in range(300):
+        order, pair = random.Random(seed), [Scripted(most), Scripted(most)]
+
+        def somebody(connections, timeout=None, order=order, pair=pair):
+            busy = [worker.connection for worker in pair if worker.has or not worker.ready]
+            assert busy, "everybody waits and nobody has work"
+            return [order.choice(busy)] if order.random() < 0.2 else busy[-1:]
+
+        monkeypatch.setattr(workers, "wait", somebody)
+        parts = [[number] for number in range(30)]
+        assert list(workers._in_order(pair, None, parts)) == [f"chunk {number}" for number in range(30)]
 
 
 @pytest.mark.e2e

@@ -184,17 +184,20 @@ def _in_order(workers: Sequence[_Worker], encoder: Encoder, parts: Sequence[Sequ
             answer = by_connection[connection].answer()
             if answer is not None:
                 done[answer[0]] = answer[1]
+        following: list[Chunk | Exception] = []
+        while wanted in done:
+            following.append(done.pop(wanted))
+            wanted += 1
         for worker in workers:
-            # What is done ahead of the part that is next has to be held.
+            # What is done ahead of the part that is next has to be held. Counted from the one that is next now, so that nobody is
+            # waited for who has nothing to do.
             while worker.takes_more and given < min(len(parts), wanted + 4 * len(workers)):
                 worker.give(given)
                 given += 1
-        while wanted in done:
-            found = done.pop(wanted)
+        for found in following:
             if isinstance(found, Exception):
                 raise found
             yield found
-            wanted += 1
 
 
 def _serve(connection: Connection, others: Sequence[Connection], encoder: Encoder | None, parts: Sequence[Sequence[Sample]] | None) -> None:
