@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from swift_core.batching.layout import Layout
+from swift_core.errors import ModelError
 from swift_core.scoring.attention import current_layout, packed_attention
 from swift_core.scoring.sequence import SequenceShare, places
 
@@ -182,7 +183,8 @@ class RingAttention:
         """Attend inside each sample of the row; `[1, heads, part, width]` in, `[1, part, heads, width]` out.
 
         Raises:
-            TypeError: for attention with sinks, capped scores or dropout.
+            TypeError: for attention with sinks or capped scores, which the scorer then refuses.
+            ModelError: for attention with dropout.
         """
         layout = current_layout()
         if layout is None:
@@ -192,7 +194,8 @@ class RingAttention:
             if kwargs.get(name) is not None:
                 raise TypeError(f"attention with {name} does not go around a ring; use --sequence_parallel_mode ulysses")
         if dropout and module.training:
-            raise TypeError("attention with dropout does not go around a ring; use --sequence_parallel_mode ulysses")
+            # Only seen in training, after the scorer has tried the model out: said to the user as it is.
+            raise ModelError("attention with dropout does not go around a ring", fix="--sequence_parallel_mode ulysses")
         heads, pairs = query.shape[1], key.shape[1]
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         rows = query[0].reshape(pairs, heads // pairs, *query.shape[2:])
